@@ -4,9 +4,9 @@
 //! Needs root and Debian packages only. Contains no unsafe code: the arena is entered by unshare and re-exec.
 
 pub mod arena;
-//pub mod census;
-//pub mod cri;
-//pub mod fixture;
-//pub mod images;
-//pub mod podd;
-//pub mod registry;
+pub mod census;
+pub mod cri;
+pub mod fixture;
+pub mod images;
+pub mod podd;
+pub mod registry;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use podd_e2e::arena;
+use podd_e2e::{arena, fixture};
 
 /// Runs a command in private namespaces and cleans up after it.
 #[derive(Debug, Parser)]
@@ -38,7 +38,7 @@ fn run() -> Result<i32> {
         let again: Vec<OsString> = std::env::args_os().skip(1).collect();
         return arena::enter(&again, true);
     }
-    //FIX
+    let _fixture = (options.registry || options.podd).then(|| fixture::Fixture::start(options.podd)).transpose()?;
     let (program, args) = options.command.split_first().context("no command given")?;
     let status = std::process::Command::new(program).args(args).status();
     let status = status.with_context(|| format!("start {}", program.display()))?;

@@ -1,0 +1,219 @@
+//! The census: everything a pod can leave behind, counted before and after.
+//!
+//! Sees the arena from inside: its process ids, mounts, cgroups, links, routes, packet filter and namespaces are the
+//! arena's alone, so whatever a difference names was left by the test.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::podd;
+
+/// Kinds of namespaces, as `/proc/PID/ns` names them.
+const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
+/// A multiset of things, each described by its kind and what a person recognises it by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Census(BTreeMap<String, usize>);
+
+impl Census {
+    /// Counts now. `podd` is the process whose open files and mounts count as well.
+    #[must_use]
+    pub fn take(podd: Option<u32>) -> Self {
+        let mut census = Self::default();
+        census.processes();
+        census.namespaces();
+        census.mounts("self", "mount");
+        if let Some(pid) = podd {
+            census.mounts(&pid.to_string(), "mount of podd");
+            census.open_files(pid);
+        }
+        census.tree("cgroup", Path::new("/sys/fs/cgroup"), true);
+        census.tree("file", Path::new(podd::STATE_DIR), false);
+        census.tree("file", Path::new(podd::RUN_DIR), false);
+        census.network();
+        census.packet_filter();
+        census
+    }
+
+    /// Counts again until nothing differs from `self`, for at most `patience`; what still differs, by name.
+    ///
+    /// The kernel removes links and namespaces in its own time, so the first difference is not the last word.
+    #[must_use]
+    pub fn difference(&self, podd: Option<u32>, patience: Duration) -> Vec<String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let found = self.compare(&Self::take(podd));
+            if found.is_empty() || Instant::now() > deadline {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn compare(&self, after: &Self) -> Vec<String> {
+        let keys: BTreeSet<_> = self.0.keys().chain(after.0.keys()).collect();
+        let count = |census: &Self, key: &str| census.0.get(key).copied().unwrap_or(0);
+        keys.into_iter()
+            .filter_map(|key| match (count(self, key), count(after, key)) {
+                (before, after) if before == after => None,
+                (0, 1) => Some(format!("left behind: {key}")),
+                (1, 0) => Some(format!("lost: {key}")),
+                (before, after) => Some(format!("{key}: {before} before, {after} after")),
+            })
+            .collect()
+    }
+
+    fn add(&mut self, kind: &str, what: &str) {
+        *self.0.entry(format!("{kind} {what}")).or_default() += 1;
+    }
+
+    fn processes(&mut self) {
+        for pid in pids() {
+            let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+            let name = stat.split_once('(').and_then(|(_, r)| r.rsplit_once(')')).map_or("?", |(name, _)| name);
+            let zombie = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'));
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            // The harness's own helpers are over before anything is compared.
+            self.add(if zombie { "zombie" } else { "process" }, &format!("{name} [{}]", line.trim()));
+        }
+    }
+
+    /// Distinct namespaces that a process lives in or holds open.
+    fn namespaces(&mut self) {
+        let mut seen: BTreeSet<String> = BTreeSet::new();
+        for pid in pids() {
+            let of_process = NAMESPACES.iter().map(|kind| format!("/proc/{pid}/ns/{kind}"));
+            let links = of_process.filter_map(|path| fs::read_link(path).ok());
+            seen.extend(links.map(|l| l.to_string_lossy().into_owned()));
+            let open = open_files(pid);
+            seen.extend(open.into_iter().filter(|l| NAMESPACES.iter().any(|k| l.starts_with(&format!("{k}:[")))));
+        }
+        for namespace in seen {
+            self.add("namespace", namespace.split(':').next().unwrap_or("?"));
+        }
+    }
+
+    fn mounts(&mut self, pid: &str, kind: &str) {
+        let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        for line in table.lines() {
+            let words: Vec<_> = line.split(' ').collect();
+            let source = line.split_once(" - ").map_or("", |(_, right)| right);
+            let source: Vec<_> = source.split(' ').take(2).collect();
+            let (root, point) = (words.get(3).unwrap_or(&""), words.get(4).unwrap_or(&""));
+            self.add(kind, &format!("{point} ({} {root})", source.join(" ")));
+        }
+    }
+
+    fn open_files(&mut self, pid: u32) {
+        for target in open_files(pid) {
+            // Numbers differ from one socket to the next; what counts is how many there are.
+            let what = match target.split_once(":[") {
+                Some((kind, _)) => kind.to_owned(),
+                None => target,
+            };
+            self.add("open file of podd", &what);
+        }
+    }
+
+    fn tree(&mut self, kind: &str, dir: &Path, only_dirs: bool) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let (path, is_dir) = (entry.path(), entry.file_type().is_ok_and(|t| t.is_dir()));
+            if is_dir || !only_dirs {
+                self.add(kind, &path.to_string_lossy());
+            }
+            // What is in an unpacked layer is the images' affair; that the layer is there counts.
+            if is_dir && path.components().count() < 8 {
+                self.tree(kind, &path, only_dirs);
+            }
+        }
+    }
+
+    fn network(&mut self) {
+        for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+            self.add("link", &entry.file_name().to_string_lossy());
+        }
+        for (kind, file) in [
+            ("IPv6 address", "/proc/net/if_inet6"),
+            ("IPv6 route", "/proc/net/ipv6_route"),
+            ("IPv4 route", "/proc/net/route"),
+        ] {
+            for line in fs::read_to_string(file).unwrap_or_default().lines() {
+                let words: Vec<_> = line.split_whitespace().collect();
+                let named: Vec<_> = match kind {
+                    "IPv6 address" => [0, 5].iter().filter_map(|&i| words.get(i).copied()).collect(),
+                    "IPv6 route" => [0, 1, 9].iter().filter_map(|&i| words.get(i).copied()).collect(),
+                    _ => [0, 1, 7].iter().filter_map(|&i| words.get(i).copied()).collect(),
+                };
+                self.add(kind, &named.join(" "));
+            }
+        }
+    }
+
+    /// Every object of every nftables table, each element of a set for itself.
+    fn packet_filter(&mut self) {
+        let Ok(listed) = Command::new("nft").args(["-j", "list", "ruleset"]).output() else { return };
+        let all: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        for object in all["nftables"].as_array().into_iter().flatten() {
+            for (kind, body) in object.as_object().into_iter().flatten().filter(|(kind, _)| *kind != "metainfo") {
+                let mut body = body.clone();
+                if let Some(fields) = body.as_object_mut() {
+                    fields.remove("handle");
+                    let elements = fields.remove("elem");
+                    let name = fields.get("name").and_then(Value::as_str).unwrap_or("?").to_owned();
+                    for element in elements.iter().flat_map(|e| e.as_array()).flatten() {
+                        self.add("nft element", &format!("{name} {element}"));
+                    }
+                }
+                self.add("nft", &format!("{kind} {body}"));
+            }
+        }
+    }
+}
+
+/// Every process of the arena.
+#[must_use]
+pub fn pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Whether nftables can be counted here.
+#[must_use]
+pub fn counts_nftables() -> bool {
+    Command::new("nft").arg("--version").output().is_ok_and(|o| o.status.success())
+}
+
+/// Number of threads of a process.
+#[must_use]
+pub fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().count()
+}
+
+fn open_files(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|e| Some(fs::read_link(e.path()).ok()?.to_string_lossy().into_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_names_what_was_left_and_lost() {
+        let (mut before, mut after) = (Census::default(), Census::default());
+        before.add("link", "lo");
+        before.add("cgroup", "/a");
+        after.add("link", "lo");
+        after.add("link", "veth0");
+        after.add("process", "podinit");
+        after.add("process", "podinit");
+        let named = before.compare(&after);
+        assert_eq!(named, ["lost: cgroup /a", "left behind: link veth0", "process podinit: 0 before, 2 after"]);
+    }
+}
