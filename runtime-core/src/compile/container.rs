@@ -1,0 +1,157 @@
+//! The plan of a container's first process.
+
+use std::ffi::CString;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
+
+use super::namespaces::Layout;
+use super::process::{self, Variant};
+use super::text::{borrow, path, text, texts};
+use super::{CompileError, ContainerInputs, RootLayers, mounts};
+use crate::plan::{Device, PlanBuf, Step};
+use linux_raw_sys::general as sys;
+
+/// Device nodes that every container has (OCI runtime spec, config-linux.md, "Default Devices").
+const NODES: [(&std::ffi::CStr, u32, u32); 6] = [
+    (c"/dev/null", 1, 3),
+    (c"/dev/zero", 1, 5),
+    (c"/dev/full", 1, 7),
+    (c"/dev/random", 1, 8),
+    (c"/dev/urandom", 1, 9),
+    (c"/dev/tty", 5, 0),
+];
+
+/// Links that every container has in /dev (OCI runtime spec, runtime-linux.md, "Dev symbolic links").
+const LINKS: [(&std::ffi::CStr, &std::ffi::CStr); 6] = [
+    (c"/dev/fd", c"/proc/self/fd"),
+    (c"/dev/stdin", c"/proc/self/fd/0"),
+    (c"/dev/stdout", c"/proc/self/fd/1"),
+    (c"/dev/stderr", c"/proc/self/fd/2"),
+    (c"/dev/ptmx", c"pts/ptmx"),
+    (c"/dev/core", c"/proc/kcore"),
+];
+
+/// Compiles the plan that becomes a container's first process.
+///
+/// # Errors
+/// The spec or the inputs cannot become a plan.
+pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, CompileError> {
+    refuse_unknown(spec)?;
+    let process = process::of(spec)?;
+    let layout = Layout::of(spec)?;
+    let mut plan = PlanBuf::new();
+
+    process::oom_score(&mut plan, process)?;
+    layout.joins().for_each(|step| plan.push(&step));
+    plan.push(&Step::Clone { namespaces: layout.cloned, into_cgroup: inputs.process.into_cgroup });
+    if layout.cgroup {
+        plan.push(&Step::Unshare(u64::from(sys::CLONE_NEWCGROUP)));
+    }
+    plan.push(&Step::NewSession);
+    if layout.cloned & u64::from(sys::CLONE_NEWUTS) != 0
+        && let Some(hostname) = spec.hostname()
+    {
+        plan.push(&Step::Hostname(&text("host name", hostname.as_str())?));
+    }
+
+    root(&mut plan, &inputs.root)?;
+    mounts::push(&mut plan, spec, &inputs.nest, &inputs.volumes, |plan| fill_dev(plan, spec))?;
+    protect(&mut plan, spec)?;
+    if process.terminal() == Some(true) {
+        plan.push(&Step::Console);
+    }
+    plan.push(&Step::PivotRoot);
+    if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
+        plan.push(&Step::RootReadOnly);
+    }
+    let args = process.args().as_deref().unwrap_or_default();
+    process::finish(&mut plan, spec, &inputs.process, &Variant { args, create_cwd: true, gate: true })?;
+    Ok(plan.finish())
+}
+
+/// Parts of a spec that would be lost: better no container than one that lacks what was asked for.
+fn refuse_unknown(spec: &Spec) -> Result<(), CompileError> {
+    let unsupported = |what: &'static str, value: &str| {
+        Err(CompileError::Unsupported { what, value: value.to_owned() })
+    };
+    if spec.hooks().is_some() {
+        return unsupported("part of the spec", "hooks");
+    }
+    if let Some(label) = spec.process().as_ref().and_then(|process| process.selinux_label().as_deref()) {
+        return unsupported("SELinux label", label);
+    }
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    if let Some(key) = linux.sysctl().iter().flat_map(|all| all.keys()).next() {
+        return unsupported("sysctl of a container rather than a pod", key);
+    }
+    if linux.uid_mappings().is_some() || linux.gid_mappings().is_some() {
+        return unsupported("part of the spec", "id mappings");
+    }
+    Ok(())
+}
+
+fn root(plan: &mut PlanBuf, root: &RootLayers) -> Result<(), CompileError> {
+    if root.lowers.is_empty() {
+        return Err(CompileError::Missing("layer"));
+    }
+    let lowers = texts("layer", &root.lowers)?;
+    plan.push(&Step::RootOverlay {
+        lowers: borrow(&lowers),
+        base: path("layer directory", Path::new(&root.base))?.as_c_str(),
+        upper: path("upper directory", Path::new(&root.upper))?.as_c_str(),
+        work: path("work directory", Path::new(&root.work))?.as_c_str(),
+    });
+    Ok(())
+}
+
+fn fill_dev(plan: &mut PlanBuf, spec: &Spec) -> Result<(), CompileError> {
+    let listed = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
+    let asked: Vec<&LinuxDevice> = listed.into_iter().flatten().collect();
+    for (path, major, minor) in NODES {
+        let mode = sys::S_IFCHR | 0o666;
+        if !asked.iter().any(|device| device.path().as_os_str().as_encoded_bytes() == path.to_bytes()) {
+            plan.push(&Step::Mknod(Device { path, mode, major, minor, uid: 0, gid: 0 }));
+        }
+    }
+    for device in asked {
+        node(plan, device)?;
+    }
+    for (path, target) in LINKS {
+        plan.push(&Step::Symlink { path, target });
+    }
+    Ok(())
+}
+
+fn node(plan: &mut PlanBuf, device: &LinuxDevice) -> Result<(), CompileError> {
+    let kind = match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => sys::S_IFCHR,
+        LinuxDeviceType::B => sys::S_IFBLK,
+        LinuxDeviceType::P => sys::S_IFIFO,
+        LinuxDeviceType::A => return Err(CompileError::Missing("type of a device")),
+    };
+    let number = |what, value: i64| u32::try_from(value).map_err(|_| CompileError::Range { what, value });
+    plan.push(&Step::Mknod(Device {
+        path: &path("device path", device.path())?,
+        mode: kind | (device.file_mode().unwrap_or(0o666) & 0o7777),
+        major: number("device major number", device.major())?,
+        minor: number("device minor number", device.minor())?,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    }));
+    Ok(())
+}
+
+fn protect(plan: &mut PlanBuf, spec: &Spec) -> Result<(), CompileError> {
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    let paths = |what, list: &Option<Vec<String>>| -> Result<Vec<CString>, CompileError> {
+        list.iter().flatten().map(|entry| path(what, Path::new(entry))).collect()
+    };
+    for hidden in paths("masked path", linux.masked_paths())? {
+        plan.push(&Step::Mask(&hidden));
+    }
+    for fixed in paths("read-only path", linux.readonly_paths())? {
+        plan.push(&Step::ReadOnly(&fixed));
+    }
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! The plan of a further process in a running container.
+
+use super::namespaces::{Layout, slot};
+use super::process::{self, Variant};
+use super::{CompileError, ExecInputs};
+use crate::plan::{PlanBuf, Step};
+use oci_spec::runtime::Spec;
+
+/// Compiles an exec in the container that `spec` describes.
+///
+/// It joins the namespaces of the container's first process by one setns(2) with its pidfd (Linux 5.8), then
+/// clones: a process is a member of a pid namespace only from birth.
+///
+/// # Errors
+/// The spec or the inputs cannot become a plan.
+pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
+    let mut plan = PlanBuf::new();
+    process::oom_score(&mut plan, process::of(spec)?)?;
+    plan.push(&Step::Join { slot: slot::TARGET, namespaces: Layout::of(spec)?.all() });
+    plan.push(&Step::Clone { namespaces: 0, into_cgroup: inputs.process.into_cgroup });
+    plan.push(&Step::NewSession);
+    if inputs.terminal {
+        plan.push(&Step::Console);
+    }
+    let variant = Variant { args: &inputs.args, create_cwd: false, gate: false };
+    process::finish(&mut plan, spec, &inputs.process, &variant)?;
+    Ok(plan.finish())
+}

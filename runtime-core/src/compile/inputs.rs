@@ -1,0 +1,116 @@
+//! What a plan needs and an OCI spec cannot say.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::CapSet;
+use crate::plan::{FileKind, GroupsPolicy};
+use crate::seccomp::Filter;
+
+/// A user or group before it is looked up in the container's own files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Who {
+    /// Not given.
+    #[default]
+    Unset,
+    /// A number.
+    Id(u32),
+    /// A name.
+    Name(String),
+}
+
+/// Who the process is to be, names unresolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// User.
+    pub user: Who,
+    /// Primary group; unset means the one of the user's /etc/passwd entry, else 0.
+    pub group: Who,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Whether the image's /etc/group adds to them.
+    pub policy: GroupsPolicy,
+}
+
+/// The container's root: an overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootLayers {
+    /// Directory of the nest that layer names start from, such as `/store/layers`.
+    pub base: String,
+    /// Layer directories relative to `base`, from top to bottom; at least one.
+    pub lowers: Vec<String>,
+    /// Upper directory in the nest.
+    pub upper: String,
+    /// Work directory in the nest.
+    pub work: String,
+}
+
+/// A mount whose source is a path of the nest rather than a volume that the caller opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NestMount {
+    /// Absolute path in the nest, such as `/shm` or `/store/pods/<id>/hosts`.
+    pub path: String,
+    /// What it is.
+    pub kind: FileKind,
+}
+
+/// What containers and execs have in common.
+#[derive(Clone, Debug)]
+pub struct ProcessInputs {
+    /// Identity; `None` takes the numbers of the spec's `process.user`.
+    pub identity: Option<Identity>,
+    /// Environment as `NAME=value` bytes in place of the spec's, which can only hold UTF-8.
+    pub env: Option<Vec<Vec<u8>>>,
+    /// Capabilities that this host's kernel has; others are left out.
+    pub host_caps: CapSet,
+    /// The compiled form of the spec's seccomp profile, when the caller keeps it.
+    pub seccomp: Option<Arc<Filter>>,
+    /// The caller gives a cgroup in slot 5.
+    pub into_cgroup: bool,
+}
+
+impl Default for ProcessInputs {
+    fn default() -> Self {
+        Self { identity: None, env: None, host_caps: CapSet::ALL, seccomp: None, into_cgroup: false }
+    }
+}
+
+/// Inputs of a container plan.
+#[derive(Clone, Debug)]
+pub struct ContainerInputs {
+    /// Root file system.
+    pub root: RootLayers,
+    /// Bind mounts of the spec that come from the nest, by destination.
+    pub nest: BTreeMap<PathBuf, NestMount>,
+    /// What the volumes are, in the order of [`super::volumes`]; volume n is in slot 12 + n.
+    pub volumes: Vec<FileKind>,
+    /// The process.
+    pub process: ProcessInputs,
+}
+
+/// Inputs of an exec plan. Working directory, limits, capabilities and the like are the container's.
+#[derive(Clone, Debug)]
+pub struct ExecInputs {
+    /// Command and arguments.
+    pub args: Vec<String>,
+    /// Give it a terminal.
+    pub terminal: bool,
+    /// The process.
+    pub process: ProcessInputs,
+}
+
+/// Inputs of a pod plan.
+#[derive(Clone, Debug, Default)]
+pub struct PodInputs {
+    /// Make a network namespace.
+    pub network: bool,
+    /// Make an ipc namespace.
+    pub ipc: bool,
+    /// Make a uts namespace.
+    pub uts: bool,
+    /// Host name; needs `uts`.
+    pub hostname: Option<String>,
+    /// Path below /proc/sys and value, written in order.
+    pub sysctls: Vec<(String, String)>,
+}
