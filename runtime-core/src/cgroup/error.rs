@@ -1,0 +1,97 @@
+//! What can go wrong with a cgroup.
+
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::{CgroupPath, CgroupPathError};
+
+/// An operation on a cgroup failed.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// The directory is on no cgroup2 file system.
+    #[error("{0:?} is not on a cgroup2 file system")]
+    NotCgroup2(PathBuf),
+    /// The directory cannot be opened.
+    #[error("open {path:?}")]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: Errno,
+    },
+    /// A cgroup cannot be made.
+    #[error("create cgroup {path}")]
+    Create {
+        /// Which.
+        path: CgroupPath,
+        /// Why.
+        source: Errno,
+    },
+    /// A cgroup cannot be removed.
+    #[error("remove cgroup {path}")]
+    Remove {
+        /// Which.
+        path: CgroupPath,
+        /// Why.
+        source: Errno,
+    },
+    /// A file cannot be read.
+    #[error("read {file} of cgroup {path}")]
+    Read {
+        /// Whose.
+        path: CgroupPath,
+        /// Which file.
+        file: String,
+        /// Why.
+        source: Errno,
+    },
+    /// A value was not accepted.
+    #[error("write {value:?} to {file} of cgroup {path}")]
+    Write {
+        /// Whose.
+        path: CgroupPath,
+        /// Which file.
+        file: String,
+        /// What was written.
+        value: String,
+        /// Why.
+        source: Errno,
+    },
+    /// A file says something that the kernel does not say.
+    #[error("{file} of cgroup {path} is malformed")]
+    Malformed {
+        /// Whose.
+        path: CgroupPath,
+        /// Which file.
+        file: String,
+    },
+    /// A limit needs a controller that this cgroup does not have.
+    #[error("{file} needs the {controller} controller, which is not available in cgroup {path}")]
+    MissingController {
+        /// Whose.
+        path: CgroupPath,
+        /// What is missing.
+        controller: String,
+        /// What was to be written.
+        file: String,
+    },
+    /// A limit cannot be expressed.
+    #[error("{what}: {reason}")]
+    Limit {
+        /// Which limit.
+        what: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Processes are still there.
+    #[error("cgroup {0} still has processes")]
+    Deadline(CgroupPath),
+    /// More directories inside each other than anyone needs.
+    #[error("cgroup {0} is nested too deeply")]
+    TooDeep(CgroupPath),
+    /// A path is none.
+    #[error(transparent)]
+    Path(#[from] CgroupPathError),
+}
