@@ -1,0 +1,61 @@
+//! podinit: the one small process per pod. It holds the pod's namespaces and its containers' stdio, starts
+//! stages, reaps, records exits and writes logs. It never parses JSON, never threads, never talks to the network.
+//!
+//! podd starts it from a sealed memfd as `podinit POD-ID` with these fds:
+//!
+//! ```text
+//! 0 1 2  /dev/null        3  connection to podd        4  listening socket for later podds
+//! 5      mount namespace of the nest
+//! ```
+//!
+//! and once per daemon start as `podd-nest STATE-DIRECTORY` with a socket as fd 3, to make the nest (nest.rs).
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod keeper;
+mod launch;
+mod nest;
+mod output;
+mod task;
+
+use rustix::fd::OwnedFd;
+use sys::privilege::{Privilege, set_privilege, set_umask};
+use sys::rt::Args;
+use sys::signal::{SignalSet, set_blocked};
+
+sys::entry!(main);
+
+/// Exit statuses, for people who read them in podd's log.
+const BAD_START: u32 = 64;
+
+fn main(args: Args) -> u32 {
+    let made = match args.get(0) {
+        Some(name) if name == c"podd-nest" => args.get(1).map_or(Err(sys::Errno::INVAL), nest::make),
+        Some(_) => keep(),
+        None => Err(sys::Errno::INVAL),
+    };
+    match made {
+        Ok(()) => 0,
+        Err(_) => BAD_START,
+    }
+}
+
+fn keep() -> sys::Result<()> {
+    // Everything but SIGKILL waits: SIGCHLD is read from a signalfd, and no stray signal ends a pod's keeper.
+    set_blocked(SignalSet::ALL)?;
+    set_privilege(Privilege::Dumpable(false))?;
+    set_privilege(Privilege::ChildSubreaper)?;
+    rustix::thread::set_name(c"podinit")?;
+    set_umask(0);
+    let inherited = |number| rt_fd(number);
+    let (podd, listener, mounts) = (inherited(3)?, inherited(4)?, inherited(5)?);
+    nest::enter(mounts)?;
+    keeper::Keeper::new(podd, listener)?.run()
+}
+
+/// Takes ownership of an inherited fd.
+fn rt_fd(number: u32) -> sys::Result<OwnedFd> {
+    sys::rt::inherited(number)
+}

@@ -1,0 +1,106 @@
+//! The nest: the nearly empty mount namespace in which podinit lives (docs/process-model.md).
+//!
+//! [`make`] runs once per start of podd, in a process of its own; [`enter`] runs in every podinit.
+
+use core::ffi::CStr;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, major, minor, mkdirat, openat, statat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+    unmount,
+};
+use sys::clone::{flag, setns, unshare};
+use sys::mount::{Change, set_attributes};
+use sys::{Errno, Result};
+
+/// Builds the template and sends its mount namespace to podd.
+pub fn make(store: &CStr) -> Result<()> {
+    let podd = sys::rt::inherited(3)?;
+    unshare(flag::NEWNS)?;
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let store = clone_tree(store)?;
+    let proc = clone_tree(c"/proc")?;
+    let null = clone_tree(c"/dev/null")?;
+    check_null(null.as_fd())?;
+
+    let root = tmpfs(c"64k", c"0755")?;
+    for directory in [c"store", c"proc", c"rootfs", c"shm"] {
+        mkdirat(&root, directory, Mode::from_raw_mode(0o755))?;
+    }
+    openat(
+        &root,
+        c"null",
+        OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o644),
+    )?;
+    // The new root must be attached somewhere before it can become the root; /proc is on every host.
+    attach(root.as_fd(), CWD, c"/proc")?;
+    rustix::process::fchdir(&root)?;
+    for (mount, target) in [(&store, c"store"), (&proc, c"proc"), (&null, c"null")] {
+        attach(mount.as_fd(), CWD, target)?;
+    }
+    rustix::process::pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")?;
+    set_attributes(
+        &root,
+        c"",
+        &Change {
+            set: 1,
+            ..Change::default()
+        },
+    )?;
+
+    let namespace = openat(
+        CWD,
+        c"/proc/self/ns/mnt",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    sys::fdpass::send(&podd, b"nest", &[namespace.as_fd()])
+}
+
+/// Enters a copy of the template, with the pod's own /shm.
+pub fn enter(template: OwnedFd) -> Result<()> {
+    setns(&template, flag::NEWNS)?;
+    unshare(flag::NEWNS)?;
+    let shm = tmpfs(c"64m", c"1777")?;
+    set_attributes(
+        &shm,
+        c"",
+        &Change {
+            set: 2 | 4 | 8,
+            ..Change::default()
+        },
+    )?;
+    attach(shm.as_fd(), CWD, c"/shm")
+}
+
+fn tmpfs(size: &CStr, mode: &CStr) -> Result<OwnedFd> {
+    let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, c"size", size)?;
+    fsconfig_set_string(&context, c"mode", mode)?;
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+}
+
+fn clone_tree(path: &CStr) -> Result<OwnedFd> {
+    open_tree(
+        CWD,
+        path,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+}
+
+fn attach(mount: BorrowedFd<'_>, at: BorrowedFd<'_>, target: &CStr) -> Result<()> {
+    move_mount(mount, c"", at, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// A file that only claims to be the null device would swallow or reveal what masked paths hide (CVE-2025-31133).
+fn check_null(null: BorrowedFd<'_>) -> Result<()> {
+    let stat = statat(null, c"", AtFlags::EMPTY_PATH)?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3);
+    if is_null { Ok(()) } else { Err(Errno::NODEV) }
+}

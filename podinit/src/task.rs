@@ -1,0 +1,102 @@
+//! One thing that podinit started: the pod's namespaces, a container, or an exec.
+
+use crate::output::{Log, Output};
+use podinit::wire::{TaskKind, TaskPhase, TaskState};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, openat, renameat};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Who waits for the answer to a request.
+#[derive(Clone, Copy)]
+pub struct Caller {
+    /// Number of the connection.
+    pub connection: u32,
+    /// Sequence of the request.
+    pub sequence: u32,
+}
+
+/// How far a task got; what a connection sees of it is [`TaskPhase`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The stage works.
+    Staging,
+    /// The stage waits at the gate.
+    Gated,
+    /// The gate is open, `execve` is not reported yet.
+    Starting,
+    /// The application runs, or the pod's pid 1.
+    Running,
+    /// Ended.
+    Ended(TaskPhase),
+}
+
+pub struct Task {
+    pub handle: u32,
+    pub kind: TaskKind,
+    pub flags: u32,
+    pub phase: Phase,
+    /// First process of the task; 0 until the stage reports it.
+    pub pid: u32,
+    pub pidfd: Option<OwnedFd>,
+    pub sync: Option<OwnedFd>,
+    pub caller: Option<Caller>,
+    /// Standard output and standard error; a terminal is in the first place.
+    pub outputs: [Option<Output>; 2],
+    /// Held open so that a container with `stdin` does not read end of file before anybody attached.
+    pub stdin: Option<OwnedFd>,
+    /// The terminal of a container for resizing, of an exec until podd has it.
+    pub console: Option<OwnedFd>,
+    pub log: Option<Log>,
+    pub record: Option<OwnedFd>,
+    pub started: u64,
+    pub finished: u64,
+}
+
+impl Task {
+    /// The task as the wire shows it.
+    pub fn state(&self) -> TaskState {
+        let phase = match self.phase {
+            Phase::Staging | Phase::Gated | Phase::Starting => TaskPhase::Created,
+            Phase::Running => TaskPhase::Running,
+            Phase::Ended(phase) => phase,
+        };
+        let pid = if matches!(self.phase, Phase::Ended(_)) {
+            0
+        } else {
+            self.pid
+        };
+        TaskState {
+            handle: self.handle,
+            pid,
+            phase,
+            started: self.started,
+            finished: self.finished,
+        }
+    }
+
+    /// Writes the exit record, whole or not at all: `exited|killed STATUS STARTED FINISHED`, times in ns. A podd
+    /// that comes after both podd and podinit died finds it there.
+    pub fn record_exit(&self) {
+        let (Some(directory), Phase::Ended(phase)) = (&self.record, self.phase) else {
+            return;
+        };
+        let (word, status) = match phase {
+            TaskPhase::Killed(signal) => ("killed", signal),
+            TaskPhase::Exited(status) => ("exited", status),
+            TaskPhase::Created | TaskPhase::Running => return,
+        };
+        let text = alloc::format!("{word} {status} {} {}\n", self.started, self.finished);
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
+        let written = openat(directory, c"exit.new", flags, Mode::from_raw_mode(0o600))
+            .and_then(|file| rustix::io::write(&file, text.as_bytes()));
+        if written == Ok(text.len()) {
+            let _ = renameat(directory, c"exit.new", directory, c"exit");
+        }
+    }
+}
+
+/// Now, in ns since 1970.
+pub fn now() -> u64 {
+    let time = clock_gettime(ClockId::Realtime);
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}

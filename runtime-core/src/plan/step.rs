@@ -1,0 +1,257 @@
+//! The steps a stage knows, in the order in which a container's plan uses them.
+//!
+//! Every path is absolute inside the container's root and is resolved beneath it (`openat2` with
+//! `RESOLVE_IN_ROOT`), except where a field says that it is a path of the nest (docs/process-model.md).
+
+use alloc::vec::Vec;
+use core::ffi::CStr;
+
+/// Index of an inherited file descriptor: 0 to 11 are fixed, mounts follow (docs/process-model.md).
+pub type Slot = u32;
+
+/// `CLONE_NEW*` bits, as clone3(2), unshare(2) and setns(2) take them.
+pub type Namespaces = u64;
+
+/// `MOUNT_ATTR_*` bits, as mount_setattr(2) and fsmount(2) take them.
+pub type Attr = u64;
+
+/// The mount attributes that plans use, from linux/mount.h.
+pub mod attr {
+    use super::Attr;
+    /// Mount read-only.
+    pub const RDONLY: Attr = 0x1;
+    /// Ignore set-user-id and set-group-id bits and file capabilities.
+    pub const NOSUID: Attr = 0x2;
+    /// Ignore device nodes.
+    pub const NODEV: Attr = 0x4;
+    /// Refuse to execute programs.
+    pub const NOEXEC: Attr = 0x8;
+}
+
+/// Mount propagation, as mount(2) and `mount_attr.propagation` take it.
+pub mod mount_flag {
+    /// Mounts neither leave nor enter.
+    pub const PRIVATE: u64 = 1 << 18;
+    /// Mounts enter, and do not leave.
+    pub const SLAVE: u64 = 1 << 19;
+    /// Mounts enter and leave.
+    pub const SHARED: u64 = 1 << 20;
+}
+
+/// What a mount point has to be, and is created as when it is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory, mode 0755.
+    Directory,
+    /// An empty regular file, mode 0644.
+    File,
+}
+
+/// A device node in the container's /dev.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device<'a> {
+    /// Absolute path in the container.
+    pub path: &'a CStr,
+    /// File type and permission bits (`S_IFCHR | 0666`).
+    pub mode: u32,
+    /// Device major number.
+    pub major: u32,
+    /// Device minor number.
+    pub minor: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A user or group as the request or the image names it; names are looked up in the container's own files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserRef<'a> {
+    /// Not given.
+    Unset,
+    /// A number.
+    Id(u32),
+    /// A name in /etc/passwd or /etc/group of the container's root.
+    Name(&'a CStr),
+}
+
+/// How the image's /etc/group adds to the supplementary groups (KEP-3619).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupsPolicy {
+    /// The groups that list the user in /etc/group are added.
+    Merge,
+    /// Only the groups of the request count.
+    Strict,
+}
+
+/// Capability sets as bit masks, bit n is capability number n (capabilities(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// What `execve` can ever grant.
+    pub bounding: u64,
+    /// Effective and permitted set of a root process (a non-root process keeps what is ambient).
+    pub permitted: u64,
+    /// Inheritable set; empty unless ambient capabilities are asked for (CVE-2022-24769).
+    pub inheritable: u64,
+    /// Ambient set.
+    pub ambient: u64,
+}
+
+/// One kernel step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// Write /proc/self/oom_score_adj, while still privileged in the initial user namespace.
+    OomScoreAdj(i32),
+    /// setns(2) to what the slot holds: a namespace fd, or a pidfd with several flags.
+    Join {
+        /// Namespace fd or pidfd.
+        slot: Slot,
+        /// Which namespaces.
+        namespaces: Namespaces,
+    },
+    /// clone3(2) with `CLONE_PARENT`: the rest of the plan runs in the child.
+    Clone {
+        /// New namespaces of the child.
+        namespaces: Namespaces,
+        /// Place the child in the cgroup of slot 5.
+        into_cgroup: bool,
+    },
+    /// unshare(2).
+    Unshare(Namespaces),
+    /// setsid(2).
+    NewSession,
+    /// sethostname(2), 64 bytes at most.
+    Hostname(&'a CStr),
+    /// Write a sysctl; the key is a path below /proc/sys, such as `net/ipv4/ip_forward`.
+    Sysctl {
+        /// Path below /proc/sys.
+        key: &'a CStr,
+        /// What is written.
+        value: &'a CStr,
+    },
+    /// Mount an overlay at the nest's /rootfs and make it the root for all later steps.
+    RootOverlay {
+        /// Layer directories from top to bottom, relative to the nest's `base`.
+        lowers: Vec<&'a CStr>,
+        /// Directory of the nest that relative layer names start from, such as `/store/layers`.
+        base: &'a CStr,
+        /// Upper directory in the nest.
+        upper: &'a CStr,
+        /// Work directory in the nest, on the same file system as `upper`.
+        work: &'a CStr,
+    },
+    /// Attach a new file system of its own (proc, sysfs, tmpfs, devpts, mqueue, cgroup2).
+    MountNew {
+        /// File system type.
+        fstype: &'a CStr,
+        /// Where.
+        target: &'a CStr,
+        /// fsconfig(2) strings; an empty value is a flag.
+        options: Vec<(&'a CStr, &'a CStr)>,
+        /// Mount attributes.
+        attrs: Attr,
+    },
+    /// Attach a clone of a path of the nest (pod files below /store/pods, the pod's /shm).
+    MountNest {
+        /// Path in the nest.
+        source: &'a CStr,
+        /// Where.
+        target: &'a CStr,
+        /// What the target is.
+        kind: FileKind,
+        /// Attributes to set.
+        attrs: Attr,
+    },
+    /// Attach the detached mount that a slot holds (a volume).
+    MountSlot {
+        /// Mount fd.
+        slot: Slot,
+        /// Where.
+        target: &'a CStr,
+        /// What the target is.
+        kind: FileKind,
+        /// Attributes to set on the top mount, or on all when `recursive`.
+        attrs: Attr,
+        /// Apply `attrs` to submounts too.
+        recursive: bool,
+        /// One of [`mount_flag`].
+        propagation: u64,
+    },
+    /// mknod(2) in the container's root.
+    Mknod(Device<'a>),
+    /// symlink(2) in the container's root; an existing entry is left alone.
+    Symlink {
+        /// Where the link is.
+        path: &'a CStr,
+        /// What it says.
+        target: &'a CStr,
+    },
+    /// Open a terminal in the container's /dev/pts, report its master, make its slave stdio and /dev/console.
+    Console,
+    /// Hide a path if it exists: a file below the null device, a directory below an empty read-only tmpfs.
+    Mask(&'a CStr),
+    /// Make a path read-only if it exists.
+    ReadOnly(&'a CStr),
+    /// pivot_root(2) into the container's root and drop the nest.
+    PivotRoot,
+    /// Make the root mount read-only.
+    RootReadOnly,
+    /// setrlimit(2).
+    Rlimit {
+        /// `RLIMIT_*` number.
+        resource: u32,
+        /// Soft limit; `u64::MAX` is unlimited.
+        soft: u64,
+        /// Hard limit.
+        hard: u64,
+    },
+    /// Change to the working directory, creating it when asked.
+    WorkDir {
+        /// Where.
+        path: &'a CStr,
+        /// Create what is missing.
+        create: bool,
+    },
+    /// Resolve and report who the process will be; the identity takes effect with [`Step::Become`].
+    Identity {
+        /// User.
+        user: UserRef<'a>,
+        /// Primary group.
+        group: UserRef<'a>,
+        /// Supplementary groups of the request.
+        groups: Vec<u32>,
+        /// Whether the image's groups are added.
+        policy: GroupsPolicy,
+    },
+    /// Write the AppArmor label for the next `execve` and read it back.
+    AppArmor(&'a CStr),
+    /// Find the program in the container: the name as given or through PATH of `Exec`; reported before the gate.
+    FindProgram {
+        /// argv[0] as given.
+        name: &'a CStr,
+        /// The PATH to search when `name` has no slash.
+        path: &'a CStr,
+    },
+    /// Take the identity and bounding, inheritable and ambient sets; what the seccomp step needs is kept until `execve`.
+    Become(Caps),
+    /// prctl(PR_SET_NO_NEW_PRIVS).
+    NoNewPrivileges,
+    /// Report Ready and wait for one byte on the sync socket.
+    Gate,
+    /// Install a seccomp filter (an array of `struct sock_filter`).
+    Seccomp {
+        /// The program, 8 bytes an instruction.
+        program: &'a [u8],
+        /// `SECCOMP_FILTER_FLAG_*`.
+        flags: u32,
+    },
+    /// execve(2) of what `FindProgram` found. HOME is added from the user's entry when it is missing.
+    Exec {
+        /// Arguments, argv[0] included.
+        argv: Vec<&'a CStr>,
+        /// Environment.
+        env: Vec<&'a CStr>,
+    },
+    /// Report Ready and wait to be killed: what a pod's namespace helper ends with.
+    Hold,
+}

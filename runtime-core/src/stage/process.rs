@@ -1,0 +1,212 @@
+//! The process itself: limits, identity, terminal, program.
+
+use super::{About, Fault, Outcome, Stage, mounts};
+use crate::plan::{Caps, FileKind};
+use alloc::ffi::CString;
+use alloc::vec::Vec;
+use core::ffi::CStr;
+use podinit::report::{Identity, Report};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, accessat, fchown, fstat, openat, stat,
+};
+use rustix::io::Errno;
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use sys::privilege::{Privilege, set_capabilities, set_identity, set_privilege};
+
+pub(crate) fn write_file(path: &CStr, content: &[u8]) -> Outcome {
+    let file = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).about(path.to_bytes())?;
+    match rustix::io::write(&file, content).about(path.to_bytes())? {
+        n if n == content.len() => Ok(()),
+        _ => Err(Errno::IO).about(path.to_bytes()),
+    }
+}
+
+pub(crate) fn oom_score_adj(value: i32) -> Outcome {
+    write_file(c"/proc/self/oom_score_adj", alloc::format!("{value}").as_bytes())
+}
+
+/// The nest's procfs is the host's, and shows each process the sysctls of its own namespaces.
+pub(crate) fn sysctl(key: &CStr, value: &CStr) -> Outcome {
+    let path = [b"/proc/sys/".as_slice(), key.to_bytes()].concat();
+    let path = CString::new(path).map_err(|_| Fault {
+        errno: Errno::INVAL,
+        subject: key.to_bytes().to_vec(),
+    })?;
+    write_file(&path, value.to_bytes())
+}
+
+pub(crate) fn work_dir(path: &CStr, create: bool) -> Outcome {
+    match rustix::process::chdir(path) {
+        Err(Errno::NOENT) if create => {
+            super::Root::open()?.create_directories(path.to_bytes())?;
+            rustix::process::chdir(path).about(path.to_bytes())?;
+        }
+        other => other.about(path.to_bytes())?,
+    }
+    // A directory outside the root has a path that does not start with / (CVE-2024-21626).
+    let at = rustix::process::getcwd(Vec::new()).about(path.to_bytes())?;
+    if at.to_bytes().first() == Some(&b'/') {
+        Ok(())
+    } else {
+        Err(Errno::NOENT).about(path.to_bytes())
+    }
+}
+
+pub(crate) fn apparmor(label: &CStr) -> Outcome {
+    let command = [b"exec ".as_slice(), label.to_bytes()].concat();
+    for path in [
+        c"/proc/thread-self/attr/apparmor/exec",
+        c"/proc/thread-self/attr/exec",
+    ] {
+        match write_file(path, &command) {
+            Err(fault) if fault.errno == Errno::NOENT => {}
+            other => return other,
+        }
+    }
+    Err(Errno::NOENT).about(label.to_bytes())
+}
+
+/// Finds a program as execvp(3) does, and says why not before anything depends on it.
+pub(crate) fn find_program(name: &CStr, path: &CStr) -> Outcome<CString> {
+    if name.is_empty() {
+        return Err(Errno::NOENT).about("empty command");
+    }
+    if name.to_bytes().contains(&b'/') {
+        executable(name).about(name.to_bytes())?;
+        return Ok(name.into());
+    }
+    let mut denied = None;
+    for directory in path.to_bytes().split(|byte| *byte == b':') {
+        let directory: &[u8] = if directory.is_empty() { b"." } else { directory };
+        let Ok(candidate) = CString::new([directory, b"/", name.to_bytes()].concat()) else {
+            continue;
+        };
+        match executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(Errno::ACCESS) => denied = Some(Errno::ACCESS),
+            Err(_) => {}
+        }
+    }
+    Err(denied.unwrap_or(Errno::NOENT)).about(name.to_bytes())
+}
+
+fn executable(path: &CStr) -> rustix::io::Result<()> {
+    if FileType::from_raw_mode(stat(path)?.st_mode) != FileType::RegularFile {
+        return Err(Errno::ACCESS);
+    }
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::empty())
+}
+
+/// Capability that lets a process without no_new_privs install a seccomp filter.
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// Changes user and groups. The permitted set shrinks at `execve`: the bounding set decides what a root process
+/// gets, the ambient set what others get. Until then CAP_SYS_ADMIN stays for the seccomp filter, so that nothing
+/// but `execve` happens under it.
+pub(crate) fn become_user(identity: &Identity, caps: Caps) -> Outcome {
+    for cap in (0..64).filter(|cap| caps.bounding & 1 << cap == 0) {
+        match set_privilege(Privilege::DropBounding(cap)) {
+            Ok(()) => {}
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno).about("capability bounding set"),
+        }
+    }
+    own_stdio(identity.uid)?;
+    set_privilege(Privilege::KeepCapabilities(true)).about("capabilities")?;
+    set_identity(identity.uid, identity.gid, &identity.groups)
+        .about(alloc::format!("user {}", identity.uid))?;
+    let held = caps.permitted | caps.ambient | CAP_SYS_ADMIN;
+    match set_capabilities(held, held, caps.inheritable | caps.ambient) {
+        // podd itself may lack CAP_SYS_ADMIN or others: then what it has must do.
+        Err(Errno::PERM) => set_capabilities(caps.permitted, caps.permitted, caps.inheritable),
+        other => other,
+    }
+    .about("capabilities")?;
+    for cap in (0..64).filter(|cap| caps.ambient & 1 << cap != 0) {
+        set_privilege(Privilege::RaiseAmbient(cap)).about("ambient capabilities")?;
+    }
+    Ok(())
+}
+
+/// Gives the application its pipes and terminal, so that it can open /dev/stdout again as any user.
+fn own_stdio(uid: u32) -> Outcome {
+    if uid == 0 {
+        return Ok(());
+    }
+    for stdio in sys::rt::stdio() {
+        let kind = FileType::from_raw_mode(fstat(stdio).about("stdio")?.st_mode);
+        let terminal = kind == FileType::CharacterDevice && rustix::termios::isatty(stdio);
+        if kind == FileType::Fifo || terminal {
+            fchown(stdio, Some(Uid::from_raw(uid)), None::<Gid>).about("stdio")?;
+        }
+    }
+    Ok(())
+}
+
+impl Stage {
+    /// Opens a terminal of the container's own devpts; its slave becomes stdio, the controlling terminal and
+    /// /dev/console, its master goes to podinit.
+    pub(crate) fn console(&mut self) -> Outcome {
+        let master = self
+            .root
+            .resolve(b"/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY)?;
+        check_ptmx(master.as_fd())?;
+        unlockpt(&master).about("terminal")?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = ioctl_tiocgptpeer(&master, flags).about("terminal")?;
+        rustix::process::ioctl_tiocsctty(&slave).about("terminal")?;
+        if self.owns_root() {
+            self.bind_console(&slave)?;
+        }
+        self.report(&Report::Console, &[master.as_fd()])?;
+        dup2_stdin(&slave)
+            .and_then(|()| dup2_stdout(&slave))
+            .and_then(|()| dup2_stderr(&slave))
+            .about("stdio")
+    }
+
+    /// Whether this is a new container's root and not one that an exec joined.
+    fn owns_root(&self) -> bool {
+        self.namespaces.last().is_none_or(Option::is_none)
+    }
+
+    fn bind_console(&self, slave: &OwnedFd) -> Outcome {
+        use rustix::mount::{OpenTreeFlags, open_tree};
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let mount = open_tree(slave, c"", flags).about("/dev/console")?;
+        let point = self.root.mount_point(c"/dev/console", FileKind::File)?;
+        mounts::attach(mount.as_fd(), point.as_fd()).about("/dev/console")
+    }
+
+    /// Becomes the application. Returns only if it cannot.
+    pub(crate) fn exec(&self, argv: &[&CStr], env: &[&CStr]) -> Outcome {
+        let program = self.program.as_deref().ok_or(Errno::NOENT).about("program")?;
+        let home = self
+            .home
+            .as_deref()
+            .filter(|_| !env.iter().any(|entry| entry.to_bytes().starts_with(b"HOME=")));
+        let env: Vec<&CStr> = env.iter().copied().chain(home).collect();
+        sys::privilege::close_on_exec_from(3).about("fds")?;
+        sys::privilege::set_umask(0o022);
+        Err(Fault {
+            errno: sys::exec::execve(program, argv, &env),
+            subject: program.to_bytes().to_vec(),
+        })
+    }
+}
+
+/// /dev/pts/ptmx must be a terminal multiplexer of a devpts and nothing an image put there (CVE-2025-52565).
+fn check_ptmx(master: BorrowedFd<'_>) -> Outcome {
+    const DEVPTS: i64 = 0x1cd1;
+    let device = fstat(master).about("/dev/pts/ptmx")?.st_rdev;
+    let fs = rustix::fs::fstatfs(master).about("/dev/pts/ptmx")?.f_type;
+    let real = (rustix::fs::major(device), rustix::fs::minor(device)) == (5, 2) && fs == DEVPTS;
+    if real {
+        Ok(())
+    } else {
+        Err(Errno::NOTTY).about("/dev/pts/ptmx")
+    }
+}
