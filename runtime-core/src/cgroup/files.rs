@@ -7,18 +7,31 @@ use rustix::io::Errno;
 /// Largest file read: cgroup.procs of a million processes.
 const READ_MAX: usize = 16 << 20;
 
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
 
 /// Opens a directory below `dir`; an empty path is `dir` itself.
 pub(super) fn open_dir(dir: impl AsFd, path: &str) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { "." } else { path };
-    openat2(dir, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), BENEATH)
+    openat2(
+        dir,
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        BENEATH,
+    )
 }
 
 /// Opens a file to read, as poll(2) needs it.
 pub(super) fn open_read(dir: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
-    openat2(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), BENEATH)
+    openat2(
+        dir,
+        name,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+        BENEATH,
+    )
 }
 
 /// Reads an open file from its beginning.
@@ -53,7 +66,13 @@ pub(super) fn read(dir: impl AsFd, name: &str) -> Result<String, Errno> {
 
 /// Writes a value in one write(2), as the kernel parses it. Never creates a file.
 pub(super) fn write(dir: impl AsFd, name: &str, value: &str) -> Result<(), Errno> {
-    let file = openat2(dir, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), BENEATH)?;
+    let file = openat2(
+        dir,
+        name,
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+        BENEATH,
+    )?;
     loop {
         match rustix::io::write(&file, value.as_bytes()) {
             Err(Errno::INTR) => {}
@@ -66,6 +85,10 @@ pub(super) fn write(dir: impl AsFd, name: &str, value: &str) -> Result<(), Errno
 
 /// The number behind `key` in a flat keyed file such as memory.events.
 pub(super) fn keyed(text: &str, key: &str) -> Option<u64> {
-    let value = |line: &str| line.split_once(' ').filter(|(name, _)| *name == key).map(|(_, v)| v.trim().to_owned());
+    let value = |line: &str| {
+        line.split_once(' ')
+            .filter(|(name, _)| *name == key)
+            .map(|(_, v)| v.trim().to_owned())
+    };
     text.lines().find_map(value)?.parse().ok()
 }

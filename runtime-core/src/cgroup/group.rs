@@ -130,7 +130,9 @@ impl Cgroup {
     /// cgroup.procs cannot be read or understood.
     pub fn procs(&self) -> Result<Vec<u32>, CgroupError> {
         let text = self.read("cgroup.procs")?;
-        text.lines().map(|line| line.parse().map_err(|_| self.malformed("cgroup.procs"))).collect()
+        text.lines()
+            .map(|line| line.parse().map_err(|_| self.malformed("cgroup.procs")))
+            .collect()
     }
 
     /// Names of the cgroups directly below.
@@ -196,7 +198,10 @@ impl Cgroup {
     /// A controller is missing, or the kernel refuses a value; what was written before stays.
     pub fn apply(&self, limits: &Limits, phase: Phase) -> Result<(), CgroupError> {
         let writes = self.available(limits)?;
-        writes.into_iter().filter(|write| phase.covers(write.late)).try_for_each(|write| self.apply_one(write))
+        writes
+            .into_iter()
+            .filter(|write| phase.covers(write.late))
+            .try_for_each(|write| self.apply_one(write))
     }
 
     fn apply_one(&self, write: &Write) -> Result<(), CgroupError> {
@@ -233,14 +238,26 @@ impl Cgroup {
     }
 
     fn read_error(&self, file: &str, source: Errno) -> CgroupError {
-        CgroupError::Read { path: self.path.clone(), file: file.to_owned(), source }
+        CgroupError::Read {
+            path: self.path.clone(),
+            file: file.to_owned(),
+            source,
+        }
     }
 
     fn write_error(&self, file: &str, value: &str, source: Errno) -> CgroupError {
-        CgroupError::Write { path: self.path.clone(), file: file.to_owned(), value: value.to_owned(), source }
+        CgroupError::Write {
+            path: self.path.clone(),
+            file: file.to_owned(),
+            value: value.to_owned(),
+            source,
+        }
     }
 
     fn malformed(&self, file: &str) -> CgroupError {
-        CgroupError::Malformed { path: self.path.clone(), file: file.to_owned() }
+        CgroupError::Malformed {
+            path: self.path.clone(),
+            file: file.to_owned(),
+        }
     }
 }

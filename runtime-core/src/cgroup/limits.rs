@@ -79,7 +79,10 @@ pub struct Limits {
 }
 
 fn limit(what: &str, reason: &'static str) -> CgroupError {
-    CgroupError::Limit { what: what.to_owned(), reason }
+    CgroupError::Limit {
+        what: what.to_owned(),
+        reason,
+    }
 }
 
 /// A v2 weight for v1 shares: the curve through (2, 1), (1024, 100) and (262144, 10000), linear in logarithms
@@ -95,7 +98,11 @@ pub fn weight_of_shares(shares: u64) -> u64 {
             let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
             // The exact points of the curve must not be rounded up by the last bit of the arithmetic.
             let weight = (10f64.powf(exponent) - 1e-9).ceil().clamp(1.0, 10_000.0);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped above")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "clamped above"
+            )]
             {
                 weight as u64
             }
@@ -159,7 +166,13 @@ impl Limits {
         let late = matches!(file, "cpu.max" | "memory.max" | "memory.high" | "memory.swap.max");
         let (controller, file) = (controller.to_owned(), file.to_owned());
         let at = self.writes.len();
-        self.writes.push(Write { controller, file, value, late, asks_nothing: false });
+        self.writes.push(Write {
+            controller,
+            file,
+            value,
+            late,
+            asks_nothing: false,
+        });
         &mut self.writes[at]
     }
 
@@ -184,7 +197,8 @@ impl Limits {
             }
             // A period alone limits nothing: without the controller there is no quota that it could change.
             (None, Some(period)) => {
-                self.push_value("cpu", "cpu.max", Value::CpuPeriod(period)).asks_nothing = true;
+                self.push_value("cpu", "cpu.max", Value::CpuPeriod(period))
+                    .asks_nothing = true;
             }
             (None, None) => {}
         }
@@ -220,7 +234,8 @@ impl Limits {
     /// Swap alone is what v1's sum leaves beside the memory limit.
     fn swap(&mut self, memory: Option<i64>, both: i64) -> Result<(), CgroupError> {
         let Ok(both) = u64::try_from(both) else {
-            self.push("memory", "memory.swap.max", "max".to_owned()).asks_nothing = true;
+            self.push("memory", "memory.swap.max", "max".to_owned())
+                .asks_nothing = true;
             return Ok(());
         };
         match memory.map(u64::try_from) {
@@ -228,7 +243,8 @@ impl Limits {
                 let swap = both
                     .checked_sub(memory)
                     .ok_or_else(|| limit("memory plus swap", "less than memory alone"))?;
-                self.push("memory", "memory.swap.max", swap.to_string()).asks_nothing = swap == 0;
+                self.push("memory", "memory.swap.max", swap.to_string())
+                    .asks_nothing = swap == 0;
             }
             Some(Err(_)) => return Err(limit("memory plus swap", "memory itself has no limit")),
             None => {
@@ -240,15 +256,21 @@ impl Limits {
 
     fn hugepage(&mut self, page: &LinuxHugepageLimit) -> Result<(), CgroupError> {
         let size = page.page_size();
-        let digits = size.trim_end_matches("KB").trim_end_matches("MB").trim_end_matches("GB");
-        if digits.is_empty() || digits.len() + 2 != size.len() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        let digits = size
+            .trim_end_matches("KB")
+            .trim_end_matches("MB")
+            .trim_end_matches("GB");
+        if digits.is_empty() || digits.len() + 2 != size.len() || !digits.bytes().all(|b| b.is_ascii_digit())
+        {
             return Err(limit(size, "not a huge page size"));
         }
         // Kubelets send a zero for every size of the host; without the controller no huge page is accounted.
         let value = max_or(page.limit());
-        self.push("hugetlb", &format!("hugetlb.{size}.max"), value.clone()).asks_nothing = page.limit() == 0;
+        self.push("hugetlb", &format!("hugetlb.{size}.max"), value.clone())
+            .asks_nothing = page.limit() == 0;
         // Reservations count too, where the kernel knows them (Linux 5.7), or a mapping alone could hold them all.
-        self.push("hugetlb", &format!("hugetlb.{size}.rsvd.max"), value).asks_nothing = page.limit() == 0;
+        self.push("hugetlb", &format!("hugetlb.{size}.rsvd.max"), value)
+            .asks_nothing = page.limit() == 0;
         Ok(())
     }
 
@@ -257,7 +279,10 @@ impl Limits {
         match file.split_once('.') {
             // cgroup.procs and the like move processes and change the hierarchy.
             Some((controller, rest))
-                if !controller.is_empty() && !rest.is_empty() && controller != "cgroup" && file.bytes().all(valid) =>
+                if !controller.is_empty()
+                    && !rest.is_empty()
+                    && controller != "cgroup"
+                    && file.bytes().all(valid) =>
             {
                 self.push(controller, file, value.to_owned());
                 Ok(())

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A string is no path of a cgroup.
@@ -12,8 +11,7 @@ use thiserror::Error;
 pub struct CgroupPathError(pub String);
 
 /// Names from the root down, joined by `/`, without a slash at either end. Empty is the root itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CgroupPath(String);
 
 impl CgroupPath {
@@ -44,7 +42,11 @@ impl CgroupPath {
         if self.0.is_empty() {
             return None;
         }
-        Some(Self(self.0.rsplit_once('/').map_or_else(String::new, |(above, _)| above.to_owned())))
+        Some(Self(
+            self.0
+                .rsplit_once('/')
+                .map_or_else(String::new, |(above, _)| above.to_owned()),
+        ))
     }
 
     /// The last name, empty for the root.
@@ -80,20 +82,11 @@ impl FromStr for CgroupPath {
                 && name.len() <= 255
                 && !name.contains(['\0', '\n'])
         };
-        if inner.split('/').all(valid) { Ok(Self(inner.to_owned())) } else { Err(CgroupPathError(text.to_owned())) }
-    }
-}
-
-impl From<CgroupPath> for String {
-    fn from(path: CgroupPath) -> Self {
-        path.0
-    }
-}
-
-impl TryFrom<String> for CgroupPath {
-    type Error = CgroupPathError;
-    fn try_from(text: String) -> Result<Self, CgroupPathError> {
-        text.parse()
+        if inner.split('/').all(valid) {
+            Ok(Self(inner.to_owned()))
+        } else {
+            Err(CgroupPathError(text.to_owned()))
+        }
     }
 }
 

@@ -60,17 +60,30 @@ impl CgroupRoot {
     pub fn open(path: &Path) -> Result<Self, CgroupError> {
         let root = Self::open_anywhere(path)?;
         let kind = rustix::fs::fstatfs(root.dir())
-            .map_err(|source| CgroupError::Open { path: path.to_owned(), source })?
+            .map_err(|source| CgroupError::Open {
+                path: path.to_owned(),
+                source,
+            })?
             .f_type;
-        if kind == CGROUP2_MAGIC { Ok(root) } else { Err(CgroupError::NotCgroup2(path.to_owned())) }
+        if kind == CGROUP2_MAGIC {
+            Ok(root)
+        } else {
+            Err(CgroupError::NotCgroup2(path.to_owned()))
+        }
     }
 
     /// Opens a directory without asking for its file system; tests use plain ones.
     pub(super) fn open_anywhere(path: &Path) -> Result<Self, CgroupError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(CWD, path, flags, Mode::empty())
-            .map_err(|source| CgroupError::Open { path: path.to_owned(), source })?;
-        Ok(Self { dir: Arc::new(dir), path: path.to_owned() })
+        let dir =
+            rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|source| CgroupError::Open {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            dir: Arc::new(dir),
+            path: path.to_owned(),
+        })
     }
 
     /// The directory.
@@ -101,7 +114,10 @@ impl CgroupRoot {
         match files::open_dir(self.dir(), path.as_str()) {
             Ok(dir) => Ok(Some(Cgroup::new(self.clone(), dir, path.clone()))),
             Err(Errno::NOENT) => Ok(None),
-            Err(source) => Err(CgroupError::Open { path: self.path.join(path.as_str()), source }),
+            Err(source) => Err(CgroupError::Open {
+                path: self.path.join(path.as_str()),
+                source,
+            }),
         }
     }
 
@@ -112,7 +128,10 @@ impl CgroupRoot {
     /// # Errors
     /// A directory cannot be made or opened.
     pub fn create(&self, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
-        let fail = |path: &CgroupPath, source| CgroupError::Create { path: path.clone(), source };
+        let fail = |path: &CgroupPath, source| CgroupError::Create {
+            path: path.clone(),
+            source,
+        };
         let mut dir = files::open_dir(self.dir(), "").map_err(|source| fail(path, source))?;
         let mut at = CgroupPath::root();
         for name in path.names() {
@@ -133,12 +152,17 @@ impl CgroupRoot {
     /// It has processes when the deadline passes, or the kernel refuses.
     pub fn remove(&self, path: &CgroupPath, deadline: Instant) -> Result<(), CgroupError> {
         let Some(parent) = path.parent() else {
-            return Err(CgroupError::Remove { path: path.clone(), source: Errno::BUSY });
+            return Err(CgroupError::Remove {
+                path: path.clone(),
+                source: Errno::BUSY,
+            });
         };
         let mut pause = Duration::from_micros(200);
         loop {
             match self.try_remove(&parent, path) {
-                Err(CgroupError::Remove { source: Errno::BUSY, .. }) => {}
+                Err(CgroupError::Remove {
+                    source: Errno::BUSY, ..
+                }) => {}
                 other => return other,
             }
             if let Some(group) = self.find(path)? {
@@ -157,15 +181,28 @@ impl CgroupRoot {
         let above = match files::open_dir(self.dir(), parent.as_str()) {
             Ok(above) => above,
             Err(Errno::NOENT) => return Ok(()),
-            Err(source) => return Err(CgroupError::Remove { path: path.clone(), source }),
+            Err(source) => {
+                return Err(CgroupError::Remove {
+                    path: path.clone(),
+                    source,
+                });
+            }
         };
         remove_tree(above.as_fd(), path.name(), path, 0)
     }
 }
 
 /// Removes one directory, and what is below it when the kernel says that something is.
-fn remove_tree(above: BorrowedFd<'_>, name: &str, path: &CgroupPath, depth: usize) -> Result<(), CgroupError> {
-    let fail = |source| CgroupError::Remove { path: path.clone(), source };
+fn remove_tree(
+    above: BorrowedFd<'_>,
+    name: &str,
+    path: &CgroupPath,
+    depth: usize,
+) -> Result<(), CgroupError> {
+    let fail = |source| CgroupError::Remove {
+        path: path.clone(),
+        source,
+    };
     let rmdir = || match rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(source) => Err(source),
@@ -208,8 +245,11 @@ pub(super) fn controllers_of(
     path: &CgroupPath,
     file: &str,
 ) -> Result<Controllers, CgroupError> {
-    let text = files::read(dir, file)
-        .map_err(|source| CgroupError::Read { path: path.clone(), file: file.to_owned(), source })?;
+    let text = files::read(dir, file).map_err(|source| CgroupError::Read {
+        path: path.clone(),
+        file: file.to_owned(),
+        source,
+    })?;
     Ok(Controllers::parse(&text))
 }
 

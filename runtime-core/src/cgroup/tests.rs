@@ -23,16 +23,30 @@ fn printed(json: Json) -> Vec<String> {
             Value::Text(text) => text.clone(),
             other => format!("{other:?}"),
         };
-        format!("{}={value}{}{}", write.file, mark(write.late, "@"), mark(write.asks_nothing, "?"))
+        format!(
+            "{}={value}{}{}",
+            write.file,
+            mark(write.late, "@"),
+            mark(write.asks_nothing, "?")
+        )
     };
     limits(json).unwrap().writes().iter().map(print).collect()
 }
 
 #[test]
 fn shares_become_weights_on_the_current_curve() {
-    for (shares, weight) in
-        [(0, 1), (1, 1), (2, 1), (3, 2), (102, 17), (512, 59), (1024, 100), (2048, 174), (262_144, 10_000), (u64::MAX, 10_000)]
-    {
+    for (shares, weight) in [
+        (0, 1),
+        (1, 1),
+        (2, 1),
+        (3, 2),
+        (102, 17),
+        (512, 59),
+        (1024, 100),
+        (2048, 174),
+        (262_144, 10_000),
+        (u64::MAX, 10_000),
+    ] {
         assert_eq!(weight_of_shares(shares), weight, "{shares}");
     }
     let weights: Vec<u64> = (2..=262_144).map(weight_of_shares).collect();
@@ -79,15 +93,32 @@ fn zero_asks_nothing_and_negative_is_no_limit() {
     let unlimited = json!({
         "cpu": { "quota": -1 }, "memory": { "limit": -1, "swap": -1 }, "pids": { "limit": -1 }
     });
-    assert_eq!(printed(unlimited), ["cpu.max=max@", "memory.max=max@", "memory.swap.max=max@?", "pids.max=max"]);
+    assert_eq!(
+        printed(unlimited),
+        [
+            "cpu.max=max@",
+            "memory.max=max@",
+            "memory.swap.max=max@?",
+            "pids.max=max"
+        ]
+    );
 }
 
 #[test]
 fn what_adds_to_the_present_value_waits_for_it() {
-    assert_eq!(printed(json!({ "cpu": { "period": 50_000 } })), ["cpu.max=CpuPeriod(50000)@?"]);
-    assert_eq!(printed(json!({ "memory": { "swap": 30 } })), ["memory.swap.max=MemoryPlusSwap(30)@"]);
+    assert_eq!(
+        printed(json!({ "cpu": { "period": 50_000 } })),
+        ["cpu.max=CpuPeriod(50000)@?"]
+    );
+    assert_eq!(
+        printed(json!({ "memory": { "swap": 30 } })),
+        ["memory.swap.max=MemoryPlusSwap(30)@"]
+    );
     let read = |text: &'static str| move |_: &str| Ok(text.to_owned());
-    assert_eq!(Value::CpuPeriod(5).resolve(read("200 100000\n")).unwrap(), "200 5");
+    assert_eq!(
+        Value::CpuPeriod(5).resolve(read("200 100000\n")).unwrap(),
+        "200 5"
+    );
     assert_eq!(Value::MemoryPlusSwap(30).resolve(read("20\n")).unwrap(), "10");
     assert!(Value::MemoryPlusSwap(30).resolve(read("max\n")).is_err());
 }
@@ -119,7 +150,16 @@ fn paths_stay_below_the_root() {
     assert_eq!(path.name(), "burstable");
     assert_eq!(CgroupPath::root().parent(), None);
     assert_eq!("/".parse(), Ok(CgroupPath::root()));
-    for bad in ["a//b", "a/", "..", "a/../b", "a/.", "a\nb", "a\0", &"x".repeat(256)] {
+    for bad in [
+        "a//b",
+        "a/",
+        "..",
+        "a/../b",
+        "a/.",
+        "a\nb",
+        "a\0",
+        &"x".repeat(256),
+    ] {
         assert!(bad.parse::<CgroupPath>().is_err(), "{bad:?}");
         assert!(path.join(bad).is_err(), "{bad:?}");
     }
@@ -162,20 +202,33 @@ fn late_limits_are_written_late() {
     fs::write(temp.path().join("cpu.weight"), "").unwrap();
     let root = CgroupRoot::open_anywhere(temp.path()).unwrap();
     let group = root.find(&CgroupPath::root()).unwrap().unwrap();
-    let asked = limits(json!({ "cpu": { "shares": 2, "period": 5000 }, "memory": { "limit": 4096 } })).unwrap();
+    let asked =
+        limits(json!({ "cpu": { "shares": 2, "period": 5000 }, "memory": { "limit": 4096 } })).unwrap();
     let read = |file| fs::read_to_string(temp.path().join(file)).unwrap();
 
     group.apply(&asked, Phase::Early).unwrap();
-    assert_eq!([read("cpu.weight"), read("cpu.max"), read("memory.max")], ["1", "max", "max"]);
+    assert_eq!(
+        [read("cpu.weight"), read("cpu.max"), read("memory.max")],
+        ["1", "max", "max"]
+    );
     group.apply(&asked, Phase::Late).unwrap();
-    assert_eq!([read("cpu.weight"), read("cpu.max"), read("memory.max")], ["1", "max 5000", "4096"]);
+    assert_eq!(
+        [read("cpu.weight"), read("cpu.max"), read("memory.max")],
+        ["1", "max 5000", "4096"]
+    );
 }
 
 #[test]
 fn a_plain_directory_is_no_cgroup() {
     let temp = tempfile::tempdir().unwrap();
-    assert!(matches!(CgroupRoot::open(temp.path()), Err(CgroupError::NotCgroup2(_))));
-    assert!(matches!(CgroupRoot::open(&temp.path().join("none")), Err(CgroupError::Open { .. })));
+    assert!(matches!(
+        CgroupRoot::open(temp.path()),
+        Err(CgroupError::NotCgroup2(_))
+    ));
+    assert!(matches!(
+        CgroupRoot::open(&temp.path().join("none")),
+        Err(CgroupError::Open { .. })
+    ));
 }
 
 /// A directory of this test's own below the machine's cgroup2 mount, removed at the end.
@@ -192,7 +245,10 @@ impl Real {
             .find(|mount| CgroupRoot::open(Path::new(mount)).is_ok())?;
         let dir = Path::new(mount).join(format!("podd-unit-{}-{name}", std::process::id()));
         fs::create_dir(&dir).ok()?;
-        Some(Self { root: CgroupRoot::open(&dir).unwrap(), dir })
+        Some(Self {
+            root: CgroupRoot::open(&dir).unwrap(),
+            dir,
+        })
     }
 }
 
@@ -220,13 +276,19 @@ fn root_killed_groups_become_empty_and_go() {
     assert!(!group.populated().unwrap());
     group.wait_empty(Instant::now()).unwrap();
 
-    let inner = real.root.create(&path.join("made-by-the-container").unwrap()).unwrap();
+    let inner = real
+        .root
+        .create(&path.join("made-by-the-container").unwrap())
+        .unwrap();
     let mut child = sleeper(&inner);
     assert_eq!(inner.procs().unwrap(), [child.id()]);
     assert!(group.populated().unwrap());
     let short = Instant::now() + Duration::from_millis(20);
     assert!(matches!(group.wait_empty(short), Err(CgroupError::Deadline(_))));
-    assert!(matches!(real.root.remove(&path, Instant::now()), Err(CgroupError::Deadline(_))));
+    assert!(matches!(
+        real.root.remove(&path, Instant::now()),
+        Err(CgroupError::Deadline(_))
+    ));
 
     group.kill().unwrap();
     let reaper = std::thread::spawn(move || child.wait());

@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use oci_spec::runtime::{Capabilities, Capability};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Names in the order of their numbers, from linux/capability.h of Linux 6.12 (the last addition is 5.9's).
@@ -58,8 +57,7 @@ const NAMES: [&str; 41] = [
 pub struct UnknownCap(pub String);
 
 /// A set of capabilities; bit n is capability number n (capabilities(7)).
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(into = "Vec<String>", try_from = "Vec<String>")]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct CapSet(u64);
 
 impl CapSet {
@@ -71,14 +69,29 @@ impl CapSet {
     /// DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT,
     /// MKNOD, AUDIT_WRITE, SETFCAP.
     pub const DEFAULT: Self = Self(
-        1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 13 | 1 << 18
-            | 1 << 27 | 1 << 29 | 1 << 31,
+        1 | 1 << 1
+            | 1 << 3
+            | 1 << 4
+            | 1 << 5
+            | 1 << 6
+            | 1 << 7
+            | 1 << 8
+            | 1 << 10
+            | 1 << 13
+            | 1 << 18
+            | 1 << 27
+            | 1 << 29
+            | 1 << 31,
     );
 
     /// Capabilities 0 to `last`, as /proc/sys/kernel/cap_last_cap counts; those without a name here are left out.
     #[must_use]
     pub fn up_to(last: u32) -> Self {
-        let all = if last >= 63 { u64::MAX } else { (1 << (last + 1)) - 1 };
+        let all = if last >= 63 {
+            u64::MAX
+        } else {
+            (1 << (last + 1)) - 1
+        };
         Self(all & Self::ALL.0)
     }
 
@@ -120,13 +133,19 @@ impl CapSet {
 
     /// Names without `CAP_`, by number.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
-        NAMES.iter().enumerate().filter(move |(n, _)| self.0 >> n & 1 == 1).map(|(_, name)| *name)
+        NAMES
+            .iter()
+            .enumerate()
+            .filter(move |(n, _)| self.0 >> n & 1 == 1)
+            .map(|(_, name)| *name)
     }
 
     /// The set in the form of an OCI spec.
     #[must_use]
     pub fn to_oci(self) -> Capabilities {
-        self.names().filter_map(|name| Capability::from_str(name).ok()).collect()
+        self.names()
+            .filter_map(|name| Capability::from_str(name).ok())
+            .collect()
     }
 
     /// The set that an OCI spec names.
@@ -144,20 +163,9 @@ impl FromStr for CapSet {
         let upper = text.to_ascii_uppercase();
         let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
         let number = NAMES.iter().position(|known| *known == name);
-        number.map(|n| Self(1 << n)).ok_or_else(|| UnknownCap(text.to_owned()))
-    }
-}
-
-impl From<CapSet> for Vec<String> {
-    fn from(set: CapSet) -> Self {
-        set.names().map(str::to_owned).collect()
-    }
-}
-
-impl TryFrom<Vec<String>> for CapSet {
-    type Error = UnknownCap;
-    fn try_from(names: Vec<String>) -> Result<Self, UnknownCap> {
-        names.iter().try_fold(Self::EMPTY, |set, name| Ok(set.union(name.parse()?)))
+        number
+            .map(|n| Self(1 << n))
+            .ok_or_else(|| UnknownCap(text.to_owned()))
     }
 }
 
@@ -173,7 +181,12 @@ mod tests {
 
     #[test]
     fn numbers_follow_the_kernel_header() {
-        for (name, number) in [("CHOWN", 0), ("NET_RAW", 13), ("SYS_ADMIN", 21), ("CHECKPOINT_RESTORE", 40)] {
+        for (name, number) in [
+            ("CHOWN", 0),
+            ("NET_RAW", 13),
+            ("SYS_ADMIN", 21),
+            ("CHECKPOINT_RESTORE", 40),
+        ] {
             assert_eq!(name.parse::<CapSet>().unwrap().bits(), 1 << number, "{name}");
         }
     }

@@ -44,7 +44,10 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
 
     process::oom_score(&mut plan, process)?;
     layout.joins().for_each(|step| plan.push(&step));
-    plan.push(&Step::Clone { namespaces: layout.cloned, into_cgroup: inputs.process.into_cgroup });
+    plan.push(&Step::Clone {
+        namespaces: layout.cloned,
+        into_cgroup: inputs.process.into_cgroup,
+    });
     if layout.cgroup {
         plan.push(&Step::Unshare(u64::from(sys::CLONE_NEWCGROUP)));
     }
@@ -56,7 +59,9 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     }
 
     root(&mut plan, &inputs.root)?;
-    mounts::push(&mut plan, spec, &inputs.nest, &inputs.volumes, |plan| fill_dev(plan, spec))?;
+    mounts::push(&mut plan, spec, &inputs.nest, &inputs.volumes, |plan| {
+        fill_dev(plan, spec)
+    })?;
     protect(&mut plan, spec)?;
     if process.terminal() == Some(true) {
         plan.push(&Step::Console);
@@ -66,19 +71,35 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
         plan.push(&Step::RootReadOnly);
     }
     let args = process.args().as_deref().unwrap_or_default();
-    process::finish(&mut plan, spec, &inputs.process, &Variant { args, create_cwd: true, gate: true })?;
+    process::finish(
+        &mut plan,
+        spec,
+        &inputs.process,
+        &Variant {
+            args,
+            create_cwd: true,
+            gate: true,
+        },
+    )?;
     Ok(plan.finish())
 }
 
 /// Parts of a spec that would be lost: better no container than one that lacks what was asked for.
 fn refuse_unknown(spec: &Spec) -> Result<(), CompileError> {
     let unsupported = |what: &'static str, value: &str| {
-        Err(CompileError::Unsupported { what, value: value.to_owned() })
+        Err(CompileError::Unsupported {
+            what,
+            value: value.to_owned(),
+        })
     };
     if spec.hooks().is_some() {
         return unsupported("part of the spec", "hooks");
     }
-    if let Some(label) = spec.process().as_ref().and_then(|process| process.selinux_label().as_deref()) {
+    if let Some(label) = spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.selinux_label().as_deref())
+    {
         return unsupported("SELinux label", label);
     }
     let Some(linux) = spec.linux() else { return Ok(()) };
@@ -110,8 +131,18 @@ fn fill_dev(plan: &mut PlanBuf, spec: &Spec) -> Result<(), CompileError> {
     let asked: Vec<&LinuxDevice> = listed.into_iter().flatten().collect();
     for (path, major, minor) in NODES {
         let mode = sys::S_IFCHR | 0o666;
-        if !asked.iter().any(|device| device.path().as_os_str().as_encoded_bytes() == path.to_bytes()) {
-            plan.push(&Step::Mknod(Device { path, mode, major, minor, uid: 0, gid: 0 }));
+        if !asked
+            .iter()
+            .any(|device| device.path().as_os_str().as_encoded_bytes() == path.to_bytes())
+        {
+            plan.push(&Step::Mknod(Device {
+                path,
+                mode,
+                major,
+                minor,
+                uid: 0,
+                gid: 0,
+            }));
         }
     }
     for device in asked {
@@ -145,7 +176,10 @@ fn node(plan: &mut PlanBuf, device: &LinuxDevice) -> Result<(), CompileError> {
 fn protect(plan: &mut PlanBuf, spec: &Spec) -> Result<(), CompileError> {
     let Some(linux) = spec.linux() else { return Ok(()) };
     let paths = |what, list: &Option<Vec<String>>| -> Result<Vec<CString>, CompileError> {
-        list.iter().flatten().map(|entry| path(what, Path::new(entry))).collect()
+        list.iter()
+            .flatten()
+            .map(|entry| path(what, Path::new(entry)))
+            .collect()
     };
     for hidden in paths("masked path", linux.masked_paths())? {
         plan.push(&Step::Mask(&hidden));

@@ -16,13 +16,23 @@ use oci_spec::runtime::Spec;
 pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
     let mut plan = PlanBuf::new();
     process::oom_score(&mut plan, process::of(spec)?)?;
-    plan.push(&Step::Join { slot: slot::TARGET, namespaces: Layout::of(spec)?.all() });
-    plan.push(&Step::Clone { namespaces: 0, into_cgroup: inputs.process.into_cgroup });
+    plan.push(&Step::Join {
+        slot: slot::TARGET,
+        namespaces: Layout::of(spec)?.all(),
+    });
+    plan.push(&Step::Clone {
+        namespaces: 0,
+        into_cgroup: inputs.process.into_cgroup,
+    });
     plan.push(&Step::NewSession);
     if inputs.terminal {
         plan.push(&Step::Console);
     }
-    let variant = Variant { args: &inputs.args, create_cwd: false, gate: false };
+    let variant = Variant {
+        args: &inputs.args,
+        create_cwd: false,
+        gate: false,
+    };
     process::finish(&mut plan, spec, &inputs.process, &variant)?;
     Ok(plan.finish())
 }

@@ -72,7 +72,13 @@ pub struct ProcessInputs {
 
 impl Default for ProcessInputs {
     fn default() -> Self {
-        Self { identity: None, env: None, host_caps: CapSet::ALL, seccomp: None, into_cgroup: false }
+        Self {
+            identity: None,
+            env: None,
+            host_caps: CapSet::ALL,
+            seccomp: None,
+            into_cgroup: false,
+        }
     }
 }
 
@@ -109,6 +115,8 @@ pub struct PodInputs {
     pub ipc: bool,
     /// Make a uts namespace.
     pub uts: bool,
+    /// Make a pid namespace for the containers to share; the process that holds it stays as its pid 1.
+    pub pid: bool,
     /// Host name; needs `uts`.
     pub hostname: Option<String>,
     /// Path below /proc/sys and value, written in order.

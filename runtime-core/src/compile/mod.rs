@@ -24,7 +24,9 @@ pub use caps::{CapSet, UnknownCap};
 pub use container::container;
 pub use error::CompileError;
 pub use exec::exec;
-pub use inputs::{ContainerInputs, ExecInputs, Identity, NestMount, PodInputs, ProcessInputs, RootLayers, Who};
+pub use inputs::{
+    ContainerInputs, ExecInputs, Identity, NestMount, PodInputs, ProcessInputs, RootLayers, Who,
+};
 pub use mounts::{Volume, volumes};
 pub use namespaces::{joined_namespace_path, slot};
 pub use pod::pod;

@@ -44,7 +44,10 @@ pub fn volumes<'a>(
         if !options.bind || nest.contains_key(mount.destination()) {
             continue;
         }
-        let source = mount.source().as_deref().ok_or(CompileError::Missing("source of a bind mount"))?;
+        let source = mount
+            .source()
+            .as_deref()
+            .ok_or(CompileError::Missing("source of a bind mount"))?;
         found.push(Volume {
             slot: nth_slot(found.len()),
             source,
@@ -80,7 +83,12 @@ pub(super) fn push(
             }
         } else if let Some(NestMount { path: source, kind }) = nest.get(mount.destination()) {
             let source = path("nest path", Path::new(source))?;
-            plan.push(&Step::MountNest { source: &source, target: &target, kind: *kind, attrs: options.attrs });
+            plan.push(&Step::MountNest {
+                source: &source,
+                target: &target,
+                kind: *kind,
+                attrs: options.attrs,
+            });
         } else {
             if let Some(&kind) = kinds.get(used) {
                 plan.push(&Step::MountSlot {
@@ -95,7 +103,14 @@ pub(super) fn push(
             used += 1;
         }
     }
-    if used == kinds.len() { Ok(()) } else { Err(CompileError::VolumeCount { wanted: used, given: kinds.len() }) }
+    if used == kinds.len() {
+        Ok(())
+    } else {
+        Err(CompileError::VolumeCount {
+            wanted: used,
+            given: kinds.len(),
+        })
+    }
 }
 
 fn new(plan: &mut PlanBuf, mount: &Mount, options: &Options, target: &CString) -> Result<(), CompileError> {
@@ -104,7 +119,10 @@ fn new(plan: &mut PlanBuf, mount: &Mount, options: &Options, target: &CString) -
         Some(typ) if NEW.contains(&typ) => typ,
         other => {
             let value = other.unwrap_or_default().to_owned();
-            return Err(CompileError::Unsupported { what: "mount type", value });
+            return Err(CompileError::Unsupported {
+                what: "mount type",
+                value,
+            });
         }
     };
     let mut data = options.data.clone();
@@ -115,7 +133,10 @@ fn new(plan: &mut PlanBuf, mount: &Mount, options: &Options, target: &CString) -
     plan.push(&Step::MountNew {
         fstype: &text("mount type", typ)?,
         target,
-        options: data.iter().map(|(key, value)| (key.as_c_str(), value.as_c_str())).collect(),
+        options: data
+            .iter()
+            .map(|(key, value)| (key.as_c_str(), value.as_c_str()))
+            .collect(),
         attrs: options.attrs,
     });
     Ok(())
@@ -141,13 +162,26 @@ const NOSYMFOLLOW: Attr = sys::MOUNT_ATTR_NOSYMFOLLOW as Attr;
 impl Options {
     fn parse(mount: &Mount) -> Result<Self, CompileError> {
         let bind = mount.typ().as_deref() == Some("bind");
-        let mut parsed = Self { bind, propagation: mount_flag::PRIVATE, ..Self::default() };
+        let mut parsed = Self {
+            bind,
+            propagation: mount_flag::PRIVATE,
+            ..Self::default()
+        };
         for option in mount.options().iter().flatten() {
             parsed.option(option)?;
         }
         if parsed.bind && !parsed.data.is_empty() {
-            let value = mount.options().iter().flatten().cloned().collect::<Vec<_>>().join(",");
-            return Err(CompileError::Unsupported { what: "options of a bind mount", value });
+            let value = mount
+                .options()
+                .iter()
+                .flatten()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(",");
+            return Err(CompileError::Unsupported {
+                what: "options of a bind mount",
+                value,
+            });
         }
         Ok(parsed)
     }
@@ -183,7 +217,8 @@ impl Options {
                     what: "mount option",
                     value: data.to_owned(),
                 })?;
-                self.data.push((text("mount option", key)?, text("mount option", value)?));
+                self.data
+                    .push((text("mount option", key)?, text("mount option", value)?));
             }
         }
         Ok(())

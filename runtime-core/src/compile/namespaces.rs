@@ -73,11 +73,17 @@ pub(super) struct Layout {
 impl Layout {
     /// Reads a spec's namespaces. A mount namespace of its own is what makes a container.
     pub fn of(spec: &Spec) -> Result<Self, CompileError> {
-        let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let listed = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_ref());
         let mut layout = Self::default();
         for namespace in listed.into_iter().flatten() {
             let kind = namespace.typ();
-            let unsupported = |value: String| CompileError::Unsupported { what: "namespace", value };
+            let unsupported = |value: String| CompileError::Unsupported {
+                what: "namespace",
+                value,
+            };
             let bit = flag(kind).ok_or_else(|| unsupported(kind.to_string()))?;
             match namespace.path() {
                 None if bit == Namespaces::from(sys::CLONE_NEWCGROUP) => layout.cgroup = true,
@@ -99,12 +105,20 @@ impl Layout {
 
     /// What a process has to enter to be in the container: everything that is not the host's.
     pub fn all(&self) -> Namespaces {
-        let cgroup = if self.cgroup { Namespaces::from(sys::CLONE_NEWCGROUP) } else { 0 };
-        self.joined.iter().fold(self.cloned | cgroup, |all, (_, bit)| all | bit)
+        let cgroup = if self.cgroup {
+            Namespaces::from(sys::CLONE_NEWCGROUP)
+        } else {
+            0
+        };
+        self.joined
+            .iter()
+            .fold(self.cloned | cgroup, |all, (_, bit)| all | bit)
     }
 
     /// The steps that join what is the pod's.
     pub fn joins(&self) -> impl Iterator<Item = Step<'static>> {
-        self.joined.iter().map(|&(slot, namespaces)| Step::Join { slot, namespaces })
+        self.joined
+            .iter()
+            .map(|&(slot, namespaces)| Step::Join { slot, namespaces })
     }
 }

@@ -16,9 +16,15 @@ const HOSTNAME_MAX: usize = 64;
 /// The inputs cannot become a plan.
 pub fn pod(inputs: &PodInputs) -> Result<Vec<u8>, CompileError> {
     let mut plan = PlanBuf::new();
-    let wanted =
-        [(inputs.network, sys::CLONE_NEWNET), (inputs.ipc, sys::CLONE_NEWIPC), (inputs.uts, sys::CLONE_NEWUTS)];
-    let made = wanted.iter().filter(|(asked, _)| *asked).fold(0, |all, (_, bit)| all | Namespaces::from(*bit));
+    let wanted = [
+        (inputs.network, sys::CLONE_NEWNET),
+        (inputs.ipc, sys::CLONE_NEWIPC),
+        (inputs.uts, sys::CLONE_NEWUTS),
+    ];
+    let made = wanted
+        .iter()
+        .filter(|(asked, _)| *asked)
+        .fold(0, |all, (_, bit)| all | Namespaces::from(*bit));
     if made != 0 {
         plan.push(&Step::Unshare(made));
     }
@@ -37,11 +43,20 @@ pub fn pod(inputs: &PodInputs) -> Result<Vec<u8>, CompileError> {
             || ((key.starts_with("kernel/") || key.starts_with("fs/mqueue/")) && !inputs.ipc);
         if climbs || foreign {
             // The host's own sysctls are out of reach whatever the caller missed (pains.md, "sysctl injection").
-            return Err(CompileError::Unsupported { what: "sysctl", value: key.clone() });
+            return Err(CompileError::Unsupported {
+                what: "sysctl",
+                value: key.clone(),
+            });
         }
         plan.push(&Step::Sysctl {
             key: &text("sysctl name", key.as_str())?,
             value: &text("sysctl value", value.as_str())?,
+        });
+    }
+    if inputs.pid {
+        plan.push(&Step::Clone {
+            namespaces: Namespaces::from(sys::CLONE_NEWPID),
+            into_cgroup: false,
         });
     }
     plan.push(&Step::Hold);

@@ -29,9 +29,14 @@ pub(super) fn of(spec: &Spec) -> Result<&Process, CompileError> {
 
 /// Appends the oom score, which is written while still privileged and outside of the container.
 pub(super) fn oom_score(plan: &mut PlanBuf, process: &Process) -> Result<(), CompileError> {
-    let Some(score) = process.oom_score_adj() else { return Ok(()) };
+    let Some(score) = process.oom_score_adj() else {
+        return Ok(());
+    };
     if !(-1000..=1000).contains(&score) {
-        return Err(CompileError::Range { what: "oom_score_adj", value: score.into() });
+        return Err(CompileError::Range {
+            what: "oom_score_adj",
+            value: score.into(),
+        });
     }
     plan.push(&Step::OomScoreAdj(score));
     Ok(())
@@ -49,16 +54,29 @@ pub(super) fn finish(
     identity(plan, process, inputs)?;
 
     let cwd = path("working directory", process.cwd())?;
-    plan.push(&Step::WorkDir { path: &cwd, create: variant.create_cwd });
+    plan.push(&Step::WorkDir {
+        path: &cwd,
+        create: variant.create_cwd,
+    });
 
     let env = environment(process, inputs)?;
     let argv = texts("argument", variant.args)?;
-    let program = argv.first().filter(|name| !name.is_empty()).ok_or(CompileError::Missing("command"))?;
+    let program = argv
+        .first()
+        .filter(|name| !name.is_empty())
+        .ok_or(CompileError::Missing("command"))?;
     let default_path = text("search path", DEFAULT_PATH)?;
     let search = env.iter().find_map(|var| path_of(var)).unwrap_or(&default_path);
-    plan.push(&Step::FindProgram { name: program, path: search });
+    plan.push(&Step::FindProgram {
+        name: program,
+        path: search,
+    });
 
-    if let Some(label) = process.apparmor_profile().as_deref().filter(|label| !label.is_empty()) {
+    if let Some(label) = process
+        .apparmor_profile()
+        .as_deref()
+        .filter(|label| !label.is_empty())
+    {
         plan.push(&Step::AppArmor(&text("AppArmor profile", label)?));
     }
     if process.no_new_privileges() == Some(true) {
@@ -69,13 +87,20 @@ pub(super) fn finish(
         plan.push(&Step::Gate);
     }
     filter(plan, spec, inputs)?;
-    plan.push(&Step::Exec { argv: borrow(&argv), env: borrow(&env) });
+    plan.push(&Step::Exec {
+        argv: borrow(&argv),
+        env: borrow(&env),
+    });
     Ok(())
 }
 
 fn rlimits(plan: &mut PlanBuf, process: &Process) {
     for limit in process.rlimits().iter().flatten() {
-        plan.push(&Step::Rlimit { resource: resource(limit.typ()), soft: limit.soft(), hard: limit.hard() });
+        plan.push(&Step::Rlimit {
+            resource: resource(limit.typ()),
+            soft: limit.soft(),
+            hard: limit.hard(),
+        });
     }
 }
 
@@ -153,19 +178,29 @@ impl Named {
 
 fn environment(process: &Process, inputs: &ProcessInputs) -> Result<Vec<CString>, CompileError> {
     match &inputs.env {
-        Some(env) => env.iter().map(|var| text("environment", var.as_slice())).collect(),
+        Some(env) => env
+            .iter()
+            .map(|var| text("environment", var.as_slice()))
+            .collect(),
         None => texts("environment", process.env().iter().flatten()),
     }
 }
 
 /// The value of `var` when it is PATH.
 fn path_of(var: &CStr) -> Option<&CStr> {
-    var.to_bytes_with_nul().strip_prefix(b"PATH=").and_then(|rest| CStr::from_bytes_with_nul(rest).ok())
+    var.to_bytes_with_nul()
+        .strip_prefix(b"PATH=")
+        .and_then(|rest| CStr::from_bytes_with_nul(rest).ok())
 }
 
 fn capabilities(process: &Process, host: CapSet) -> Caps {
-    let Some(sets) = process.capabilities() else { return Caps::default() };
-    let bits = |set: &Option<_>| set.as_ref().map_or(0, |set| CapSet::from_oci(set).intersection(host).bits());
+    let Some(sets) = process.capabilities() else {
+        return Caps::default();
+    };
+    let bits = |set: &Option<_>| {
+        set.as_ref()
+            .map_or(0, |set| CapSet::from_oci(set).intersection(host).bits())
+    };
     Caps {
         bounding: bits(sets.bounding()),
         permitted: bits(sets.permitted()),
@@ -186,6 +221,9 @@ fn filter(plan: &mut PlanBuf, spec: &Spec, inputs: &ProcessInputs) -> Result<(),
             &compiled
         }
     };
-    plan.push(&Step::Seccomp { program: filter.program(), flags: filter.flags() });
+    plan.push(&Step::Seccomp {
+        program: filter.program(),
+        flags: filter.flags(),
+    });
     Ok(())
 }

@@ -72,7 +72,10 @@ fn spec_with(pointer: &str, value: Value) -> Spec {
 }
 
 fn inputs() -> ContainerInputs {
-    let shm = NestMount { path: "/shm".into(), kind: FileKind::Directory };
+    let shm = NestMount {
+        path: "/shm".into(),
+        kind: FileKind::Directory,
+    };
     ContainerInputs {
         root: RootLayers {
             base: "/store/layers".into(),
@@ -82,7 +85,10 @@ fn inputs() -> ContainerInputs {
         },
         nest: BTreeMap::from([(PathBuf::from("/dev/shm"), shm)]),
         volumes: vec![FileKind::Directory, FileKind::File],
-        process: ProcessInputs { into_cgroup: true, ..ProcessInputs::default() },
+        process: ProcessInputs {
+            into_cgroup: true,
+            ..ProcessInputs::default()
+        },
     }
 }
 

@@ -14,7 +14,10 @@ pub(super) fn text(what: &'static str, value: impl Into<Vec<u8>>) -> Result<CStr
 /// An absolute path without NUL.
 pub(super) fn path(what: &'static str, value: &Path) -> Result<CString, CompileError> {
     if !value.is_absolute() {
-        return Err(CompileError::Relative { what, path: value.to_owned() });
+        return Err(CompileError::Relative {
+            what,
+            path: value.to_owned(),
+        });
     }
     text(what, value.as_os_str().as_bytes())
 }
@@ -24,7 +27,10 @@ pub(super) fn texts<'a>(
     what: &'static str,
     values: impl IntoIterator<Item = &'a String>,
 ) -> Result<Vec<CString>, CompileError> {
-    values.into_iter().map(|value| text(what, value.as_str())).collect()
+    values
+        .into_iter()
+        .map(|value| text(what, value.as_str()))
+        .collect()
 }
 
 /// Borrows each of several strings, as steps hold them.

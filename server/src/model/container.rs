@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 use super::{ContainerSecurity, Device, Mount, Resources, StopSignal};
 
 /// What identifies a container within its pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ContainerMetadata {
     /// Container name.
     pub name: String,
@@ -17,7 +15,7 @@ pub struct ContainerMetadata {
 }
 
 /// An image as a request names it; resolving it is the engine's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageSpec {
     /// Reference or image id; not empty.
     pub image: String,
@@ -32,7 +30,7 @@ pub struct ImageSpec {
 }
 
 /// One environment variable. Values are often secrets and never printed.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EnvVar {
     /// Name: not empty, no `=`, no NUL.
     pub key: String,
@@ -47,7 +45,7 @@ impl fmt::Debug for EnvVar {
 }
 
 /// A container as asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerConfig {
     /// Who it is.
     pub metadata: ContainerMetadata,

@@ -28,7 +28,13 @@ impl Id {
             let rest = bytes.get_mut(filled..).unwrap_or_default();
             filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
         }
-        let digit = |nibble: u8| if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+        let digit = |nibble: u8| {
+            if nibble < 10 {
+                b'0' + nibble
+            } else {
+                b'a' + nibble - 10
+            }
+        };
         let mut digits = [0u8; DIGITS];
         for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
             pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
@@ -146,8 +152,14 @@ mod tests {
     #[test]
     fn only_64_lower_case_hex_digits_are_an_id() {
         assert!("0123456789abcdef".repeat(4).parse::<ContainerId>().is_ok());
-        for bad in ["", "0123456789abcdef", &"A".repeat(64), &"g".repeat(64), &"a".repeat(65), &"../".repeat(22)]
-        {
+        for bad in [
+            "",
+            "0123456789abcdef",
+            &"A".repeat(64),
+            &"g".repeat(64),
+            &"a".repeat(65),
+            &"../".repeat(22),
+        ] {
             assert_eq!(bad.parse::<ContainerId>(), Err(IdError), "{bad}");
         }
     }

@@ -1,12 +1,9 @@
 //! Mounts and devices of a container.
 
-use serde::{Deserialize, Serialize};
-
 use super::ImageSpec;
 
 /// What is mounted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountSource {
     /// An absolute path of the host; symbolic links are followed.
     Host(String),
@@ -20,8 +17,7 @@ pub enum MountSource {
 }
 
 /// How far a mount is read-only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadOnly {
     /// Writable.
     No,
@@ -32,8 +28,7 @@ pub enum ReadOnly {
 }
 
 /// Which mount events cross between host and container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Propagation {
     /// None: rprivate.
     Private,
@@ -44,7 +39,7 @@ pub enum Propagation {
 }
 
 /// Further restrictions of a bind mount (`Mount.mount_options`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
     /// Refuse to execute programs.
     pub noexec: bool,
@@ -55,7 +50,7 @@ pub struct MountOptions {
 }
 
 /// One mount of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     /// Absolute path in the container, normal form: no `.`, `..`, or doubled slash; never `/` itself.
     pub container_path: String,
@@ -72,7 +67,7 @@ pub struct Mount {
 }
 
 /// A device of the host, or a directory of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Absolute path in the container.
     pub container_path: String,

@@ -2,11 +2,8 @@
 
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
-
 /// Transport protocol of a host port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -17,7 +14,7 @@ pub enum Protocol {
 }
 
 /// A port of the pod that the request names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortMapping {
     /// Transport protocol.
     pub protocol: Protocol,
@@ -30,7 +27,7 @@ pub struct PortMapping {
 }
 
 /// Content of the pod's resolv.conf. Each word is free of white space and control characters.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DnsConfig {
     /// Addresses for the `nameserver` lines; an IPv6 address may carry a zone.
     pub servers: Vec<String>,

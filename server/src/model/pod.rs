@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use super::{AppArmor, DnsConfig, PortMapping, Resources, RunAs, Seccomp, SelinuxLabel};
 
 /// What identifies a pod to the kubelet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodMetadata {
     /// Pod name.
     pub name: String,
@@ -20,8 +18,7 @@ pub struct PodMetadata {
 }
 
 /// A cgroup parent in the shape of one of the two drivers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CgroupParent {
     /// cgroupfs driver: a path below the hierarchy's root, without leading slash, `.` or `..`.
     Path(String),
@@ -30,7 +27,7 @@ pub enum CgroupParent {
 }
 
 /// One sysctl of the namespaced allow-list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sysctl {
     /// Path below /proc/sys: `net/ipv4/ip_forward`.
     pub key: String,
@@ -39,8 +36,7 @@ pub struct Sysctl {
 }
 
 /// Whether a namespace is the pod's own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Share {
     /// One namespace for the pod.
     #[default]
@@ -50,8 +46,7 @@ pub enum Share {
 }
 
 /// How a pod's containers see each other's processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PodPid {
     /// One shared namespace; what an absent option means in the CRI.
     #[default]
@@ -63,7 +58,7 @@ pub enum PodPid {
 }
 
 /// Namespaces of a pod. User namespaces are refused for now, so there is no field for them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PodNamespaces {
     /// Network; the uts namespace follows it, as a host-network pod carries the host's name.
     pub network: Share,
@@ -75,7 +70,7 @@ pub struct PodNamespaces {
 
 /// What `LinuxSandboxSecurityContext` asks for, beside namespaces. podd has no sandbox container, so most of it
 /// has nothing to apply to; it is checked all the same and returned in status.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodSecurity {
     /// Privileged containers are allowed.
     pub privileged: bool,
@@ -92,7 +87,7 @@ pub struct PodSecurity {
 }
 
 /// A pod as asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodConfig {
     /// Who it is.
     pub metadata: PodMetadata,

@@ -2,11 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 /// CPU time per period.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuQuota {
     /// No limit, explicitly.
     Unlimited,
@@ -15,8 +12,7 @@ pub enum CpuQuota {
 }
 
 /// Limit of memory plus swap, on the scale of cgroup v1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SwapLimit {
     /// No limit, explicitly.
     Unlimited,
@@ -25,7 +21,7 @@ pub enum SwapLimit {
 }
 
 /// Limit of huge pages of one size.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HugepageLimit {
     /// Size as it stands in the cgroup's file names: `64KB`, `2MB`, `1GB`.
     pub page_size: String,
@@ -34,7 +30,7 @@ pub struct HugepageLimit {
 }
 
 /// What `LinuxContainerResources` asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// CFS period in microseconds, 1000 to 1000000 (Documentation/scheduler/sched-bwc.rst).
     pub cpu_period: Option<u64>,

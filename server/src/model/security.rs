@@ -1,13 +1,10 @@
 //! Who a container runs as and how it is confined.
 
-use runtime_core::compile::CapSet;
-use serde::{Deserialize, Serialize};
-
 use super::{ContainerId, Share};
+use runtime_core::compile::CapSet;
 
 /// A user as the request names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
     /// A number, at most 2^31-1 (CVE-2024-40635: larger ones have wrapped to root elsewhere).
     Id(u32),
@@ -16,8 +13,7 @@ pub enum User {
 }
 
 /// How the image's /etc/group adds to the supplementary groups (KEP-3619).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GroupsPolicy {
     /// The groups that list the user are added.
     #[default]
@@ -27,7 +23,7 @@ pub enum GroupsPolicy {
 }
 
 /// Supplementary groups.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Groups {
     /// Group ids of the request.
     pub ids: Vec<u32>,
@@ -36,7 +32,7 @@ pub struct Groups {
 }
 
 /// Identity of a first process.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunAs {
     /// User; `None` leaves it to the image.
     pub user: Option<User>,
@@ -47,8 +43,7 @@ pub struct RunAs {
 }
 
 /// Where a seccomp profile comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seccomp {
     /// No filter; also what an absent profile means in the CRI.
     Unconfined,
@@ -59,8 +54,7 @@ pub enum Seccomp {
 }
 
 /// Where an AppArmor profile comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AppArmor {
     /// podd's own; also what an absent profile means (kubernetes#51746).
     RuntimeDefault,
@@ -71,7 +65,7 @@ pub enum AppArmor {
 }
 
 /// An SELinux label; empty parts are the host's choice.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SelinuxLabel {
     /// User part.
     pub user: String,
@@ -84,7 +78,7 @@ pub struct SelinuxLabel {
 }
 
 /// Changes to the default capability set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CapabilityChanges {
     /// `ALL` is among the additions.
     pub add_all: bool,
@@ -115,8 +109,7 @@ impl CapabilityChanges {
 }
 
 /// pid namespace of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContainerPid {
     /// The pod's shared one.
     Pod,
@@ -129,7 +122,7 @@ pub enum ContainerPid {
 }
 
 /// What `LinuxContainerSecurityContext` asks for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerSecurity {
     /// Identity of the first process.
     pub run_as: RunAs,
