@@ -86,7 +86,10 @@ impl Cri {
     /// # Errors
     /// Where no runtime for the client itself can be made.
     pub fn new(socket: &Path) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
         let socket = socket.to_owned();
         let connector = tower::service_fn(move |_| {
             let socket = socket.clone();
@@ -100,7 +103,10 @@ impl Cri {
         let guard = runtime.enter();
         let channel = endpoint.connect_with_connector_lazy(connector);
         drop(guard);
-        Ok(Self { runtime: Arc::new(runtime), channel })
+        Ok(Self {
+            runtime: Arc::new(runtime),
+            channel,
+        })
     }
 
     /// Pulls `image` and returns its id.
@@ -108,7 +114,10 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn pull(&self, image: &str) -> Result<String, Box<Status>> {
-        let request = pb::PullImageRequest { image: Some(spec(image)), ..Default::default() };
+        let request = pb::PullImageRequest {
+            image: Some(spec(image)),
+            ..Default::default()
+        };
         Ok(self.pull_image(request)?.image_ref)
     }
 
@@ -117,7 +126,12 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn image(&self, image: &str) -> Result<Option<pb::Image>, Box<Status>> {
-        Ok(self.image_status(pb::ImageStatusRequest { image: Some(spec(image)), verbose: false })?.image)
+        Ok(self
+            .image_status(pb::ImageStatusRequest {
+                image: Some(spec(image)),
+                verbose: false,
+            })?
+            .image)
     }
 
     /// Removes `image`; one that is not present is no error.
@@ -125,7 +139,10 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn remove(&self, image: &str) -> Result<(), Box<Status>> {
-        self.remove_image(pb::RemoveImageRequest { image: Some(spec(image)) }).map(drop)
+        self.remove_image(pb::RemoveImageRequest {
+            image: Some(spec(image)),
+        })
+        .map(drop)
     }
 
     /// Runs a pod and returns its id.
@@ -133,7 +150,10 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn run_pod(&self, config: &pb::PodSandboxConfig) -> Result<String, Box<Status>> {
-        let request = pb::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = pb::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
         Ok(self.run_pod_sandbox(request)?.pod_sandbox_id)
     }
 
@@ -142,8 +162,13 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn pod(&self, id: &str) -> Result<pb::PodSandboxStatus> {
-        let request = pb::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-        self.pod_sandbox_status(request)?.status.context("the answer holds no status")
+        let request = pb::PodSandboxStatusRequest {
+            pod_sandbox_id: id.to_owned(),
+            verbose: false,
+        };
+        self.pod_sandbox_status(request)?
+            .status
+            .context("the answer holds no status")
     }
 
     /// Stops and removes a pod with all its containers.
@@ -151,8 +176,13 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn remove_pod(&self, id: &str) -> Result<(), Box<Status>> {
-        self.stop_pod_sandbox(pb::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() })?;
-        self.remove_pod_sandbox(pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).map(drop)
+        self.stop_pod_sandbox(pb::StopPodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        })?;
+        self.remove_pod_sandbox(pb::RemovePodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        })
+        .map(drop)
     }
 
     /// Creates a container and returns its id.
@@ -178,7 +208,10 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn start(&self, id: &str) -> Result<(), Box<Status>> {
-        self.start_container(pb::StartContainerRequest { container_id: id.to_owned() }).map(drop)
+        self.start_container(pb::StartContainerRequest {
+            container_id: id.to_owned(),
+        })
+        .map(drop)
     }
 
     /// Stops a container, giving it `grace` seconds.
@@ -186,7 +219,10 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn stop(&self, id: &str, grace: i64) -> Result<(), Box<Status>> {
-        let request = pb::StopContainerRequest { container_id: id.to_owned(), timeout: grace };
+        let request = pb::StopContainerRequest {
+            container_id: id.to_owned(),
+            timeout: grace,
+        };
         self.stop_container(request).map(drop)
     }
 
@@ -195,7 +231,10 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn remove_ctr(&self, id: &str) -> Result<(), Box<Status>> {
-        self.remove_container(pb::RemoveContainerRequest { container_id: id.to_owned() }).map(drop)
+        self.remove_container(pb::RemoveContainerRequest {
+            container_id: id.to_owned(),
+        })
+        .map(drop)
     }
 
     /// The status of a container.
@@ -203,8 +242,13 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn container(&self, id: &str) -> Result<pb::ContainerStatus> {
-        let request = pb::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        self.container_status(request)?.status.context("the answer holds no status")
+        let request = pb::ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: false,
+        };
+        self.container_status(request)?
+            .status
+            .context("the answer holds no status")
     }
 
     /// Waits until a container has exited and returns its status.
@@ -231,7 +275,11 @@ impl Cri {
     /// What the runtime answered.
     pub fn exec(&self, id: &str, cmd: &[&str], timeout: i64) -> Result<pb::ExecSyncResponse, Box<Status>> {
         let cmd = cmd.iter().map(|&c| c.to_owned()).collect();
-        self.exec_sync(pb::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout })
+        self.exec_sync(pb::ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd,
+            timeout,
+        })
     }
 
     /// Runs a shell script in a container and returns its standard output; any failure is an error.
@@ -239,8 +287,13 @@ impl Cri {
     /// # Errors
     /// What the runtime answered, or the script's own failure with its standard error.
     pub fn sh(&self, id: &str, script: &str) -> Result<String> {
-        let done = self.exec(id, &["sh", "-c", script], 20).with_context(|| format!("exec {script:?}"))?;
-        let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        let done = self
+            .exec(id, &["sh", "-c", script], 20)
+            .with_context(|| format!("exec {script:?}"))?;
+        let (out, err) = (
+            String::from_utf8_lossy(&done.stdout),
+            String::from_utf8_lossy(&done.stderr),
+        );
         if done.exit_code != 0 {
             bail!("{script:?} ended with {}: {out}{err}", done.exit_code);
         }
@@ -251,7 +304,10 @@ impl Cri {
 /// An image named in a request.
 #[must_use]
 pub fn spec(image: &str) -> pb::ImageSpec {
-    pb::ImageSpec { image: image.to_owned(), ..Default::default() }
+    pb::ImageSpec {
+        image: image.to_owned(),
+        ..Default::default()
+    }
 }
 
 /// A pod with its own network, logs below `/var/log/pods`, and a uid no other pod has.
@@ -285,7 +341,10 @@ pub fn shell(name: &str, script: &str) -> pb::ContainerConfig {
 #[must_use]
 pub fn command(name: &str, argv: &[&str]) -> pb::ContainerConfig {
     pb::ContainerConfig {
-        metadata: Some(pb::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        metadata: Some(pb::ContainerMetadata {
+            name: name.to_owned(),
+            attempt: 0,
+        }),
         image: Some(spec(crate::podd::IMAGE)),
         command: argv.iter().map(|&a| a.to_owned()).collect(),
         log_path: format!("{name}.log"),
@@ -299,7 +358,11 @@ pub fn command(name: &str, argv: &[&str]) -> pb::ContainerConfig {
 
 /// The security context of a container configuration made here.
 pub fn security(config: &mut pb::ContainerConfig) -> &mut pb::LinuxContainerSecurityContext {
-    config.linux.get_or_insert_default().security_context.get_or_insert_default()
+    config
+        .linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default()
 }
 
 /// The path of a container's log.
@@ -313,5 +376,9 @@ pub fn log_path(pod: &pb::PodSandboxConfig, container: &pb::ContainerConfig) -> 
 pub fn unique() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(1);
-    format!("{:08x}-{:08x}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{:08x}-{:08x}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
 }

@@ -43,10 +43,18 @@ impl Fixture {
         if self.podd.as_mut().is_none_or(Podd::crashed) {
             self.discard();
             let podd = Podd::start()?;
-            podd.cri().pull(podd::IMAGE).with_context(|| format!("pull the base image\n{}", podd::log_tail()))?;
+            podd.cri()
+                .pull(podd::IMAGE)
+                .with_context(|| format!("pull the base image\n{}", podd::log_tail()))?;
             self.podd = Some(podd);
         }
         self.podd.as_mut().context("podd was started above")
+    }
+
+    /// The daemon under test as it is, and none where it has crashed.
+    pub fn podd_as_it_is(&mut self) -> Option<&mut Podd> {
+        let podd = self.podd.as_mut()?;
+        if podd.crashed() { None } else { Some(podd) }
     }
 
     /// Kills podd and every process of its pods, and forgets its state: a failed test must not fail the next.
@@ -55,7 +63,10 @@ impl Fixture {
         let own = [1, std::process::id(), self.registry.pid()];
         let deadline = Instant::now() + Duration::from_secs(10);
         while used && Instant::now() < deadline {
-            let others: Vec<u32> = crate::census::pids().into_iter().filter(|pid| !own.contains(pid)).collect();
+            let others: Vec<u32> = crate::census::pids()
+                .into_iter()
+                .filter(|pid| !own.contains(pid))
+                .collect();
             if others.is_empty() {
                 break;
             }
@@ -75,7 +86,11 @@ impl Fixture {
 fn empty(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
-        let _ = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let _ = if path.is_dir() && !path.is_symlink() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
     }
 }
 

@@ -83,7 +83,8 @@ pub struct Image {
 #[must_use]
 pub fn digest(bytes: &[u8]) -> String {
     let sum = Sha256::digest(bytes);
-    sum.iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+    sum.iter()
+        .fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 impl Layer {
@@ -109,7 +110,11 @@ impl Layer {
             }
             Packing::Zstd => zstd::encode_all(tar, 3)?,
         };
-        Ok(Self { packed: Arc::new(packed), diff_id: digest(tar), packing })
+        Ok(Self {
+            packed: Arc::new(packed),
+            diff_id: digest(tar),
+            packing,
+        })
     }
 }
 
@@ -130,9 +135,10 @@ impl Image {
     #[must_use]
     pub fn with_config(layers: &[Layer], config: Vec<u8>, dialect: Dialect) -> Self {
         let (media_type, config_type) = match dialect {
-            Dialect::Oci => {
-                ("application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.config.v1+json")
-            }
+            Dialect::Oci => (
+                "application/vnd.oci.image.manifest.v1+json",
+                "application/vnd.oci.image.config.v1+json",
+            ),
             Dialect::Docker => (
                 "application/vnd.docker.distribution.manifest.v2+json",
                 "application/vnd.docker.container.image.v1+json",
@@ -149,7 +155,12 @@ impl Image {
             "config": {"mediaType": config_type, "digest": digest(&config), "size": config.len()},
             "layers": described});
         let manifest = manifest.to_string().into_bytes();
-        Self { layers: layers.to_vec(), config, manifest, media_type }
+        Self {
+            layers: layers.to_vec(),
+            config,
+            manifest,
+            media_type,
+        }
     }
 }
 
@@ -164,7 +175,8 @@ pub fn index(image: &Image, dialect: Dialect) -> (&'static str, Vec<u8>) {
         json!({"mediaType": image.media_type, "digest": digest(&image.manifest), "size": image.manifest.len(),
             "platform": {"architecture": arch, "os": "linux"}})
     };
-    let body = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": [entry("s390x"), entry("amd64")]});
+    let body =
+        json!({"schemaVersion": 2, "mediaType": media_type, "manifests": [entry("s390x"), entry("amd64")]});
     (media_type, body.to_string().into_bytes())
 }
 
@@ -212,6 +224,21 @@ fn archive(entries: &[Entry]) -> Result<Vec<u8>> {
     tar.into_inner().context("finish the archive")
 }
 
+/// A tar stream of one file under a name that no honest archiver writes.
+#[must_use]
+pub fn raw_name(name: &str, data: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(data.len() as u64);
+    header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.set_cksum();
+    let mut stream = header.as_bytes().to_vec();
+    stream.extend_from_slice(data);
+    // The content fills its block, and two empty blocks end the archive.
+    stream.resize(512 + data.len().next_multiple_of(512) + 1024, 0);
+    stream
+}
+
 /// A file entry with mode 0644.
 #[must_use]
 pub fn file(path: &str, text: &str) -> Entry {
@@ -232,18 +259,36 @@ pub fn base_layer() -> Result<Layer> {
 /// Where busybox is not installed.
 pub fn base_entries() -> Result<Vec<Entry>> {
     let busybox = std::fs::read(BUSYBOX).context("read busybox (Debian package busybox-static)")?;
-    let list = Command::new(BUSYBOX).arg("--list").output().context("list the applets of busybox")?.stdout;
-    let mut applets: Vec<_> = str::from_utf8(&list)?.split_whitespace().filter(|a| *a != "busybox").collect();
+    let list = Command::new(BUSYBOX)
+        .arg("--list")
+        .output()
+        .context("list the applets of busybox")?
+        .stdout;
+    let mut applets: Vec<_> = str::from_utf8(&list)?
+        .split_whitespace()
+        .filter(|a| *a != "busybox")
+        .collect();
     applets.sort_unstable();
     let dirs = "bin sbin etc dev proc sys root home usr usr/bin usr/sbin var var/www var/log mnt run lib usr/share \
         usr/share/nginx usr/share/nginx/html";
-    let mut entries: Vec<_> = dirs.split_whitespace().map(|d| Entry::Dir(d.to_owned(), 0o755)).collect();
+    let mut entries: Vec<_> = dirs
+        .split_whitespace()
+        .map(|d| Entry::Dir(d.to_owned(), 0o755))
+        .collect();
     entries.push(Entry::Dir("tmp".to_owned(), 0o1777));
     entries.push(Entry::File("bin/busybox".to_owned(), 0o755, busybox));
-    entries.extend(applets.iter().map(|a| Entry::Link(format!("bin/{a}"), "/bin/busybox".to_owned())));
+    entries.extend(
+        applets
+            .iter()
+            .map(|a| Entry::Link(format!("bin/{a}"), "/bin/busybox".to_owned())),
+    );
     entries.push(file("etc/passwd", PASSWD));
     entries.push(file("etc/group", GROUP));
-    entries.push(Entry::File("etc/shadow".to_owned(), 0o640, b"root:*:19000:0:99999:7:::\n".to_vec()));
+    entries.push(Entry::File(
+        "etc/shadow".to_owned(),
+        0o640,
+        b"root:*:19000:0:99999:7:::\n".to_vec(),
+    ));
     Ok(entries)
 }
 
@@ -257,30 +302,65 @@ pub type Named = (String, Vec<&'static str>, Image);
 pub fn catalogue() -> Result<Vec<Named>> {
     let base = base_layer()?;
     let shell = json!({"Env": [PATH], "Cmd": ["sh"]});
-    let web = |port: &str| {
-        json!({"Env": [PATH], "Cmd": ["httpd", "-f", "-p", port, "-h", "/usr/share/nginx/html"]})
-    };
+    let web = |port: &str| json!({"Env": [PATH], "Cmd": ["httpd", "-f", "-p", port, "-h", "/usr/share/nginx/html"]});
     let with = |extra: Entry, run: &Value| -> Result<Image> {
         let top = Layer::new(&[extra], Packing::Gzip)?;
         Ok(Image::new(&[base.clone(), top], run, Dialect::Oci))
     };
     let plain = Image::new(std::slice::from_ref(&base), &shell, Dialect::Oci);
-    let page = || file("usr/share/nginx/html/index.html", "<title>Welcome to nginx!</title>\n");
+    let page = || {
+        file(
+            "usr/share/nginx/html/index.html",
+            "<title>Welcome to nginx!</title>\n",
+        )
+    };
     let suite = |name: &str| format!("k8s-staging-cri-tools/{name}");
 
     let mut all: Vec<Named> = vec![
-        (BASE.to_owned(), vec!["1.29-2", "1.36.1-1", "1.37.0-1"], plain.clone()),
-        ("library/busybox".to_owned(), vec!["latest", "1.29", "1.36"], plain),
-        ("e2e-test-images/nginx".to_owned(), vec!["1.14-2"], with(page(), &web("80"))?),
-        (suite("hostnet-nginx-amd64"), vec!["latest"], with(page(), &web("12003"))?),
+        (
+            BASE.to_owned(),
+            vec!["1.29-2", "1.36.1-1", "1.37.0-1"],
+            plain.clone(),
+        ),
+        (
+            "library/busybox".to_owned(),
+            vec!["latest", "1.29", "1.36"],
+            plain,
+        ),
+        (
+            "e2e-test-images/nginx".to_owned(),
+            vec!["1.14-2"],
+            with(page(), &web("80"))?,
+        ),
+        (
+            suite("hostnet-nginx-amd64"),
+            vec!["latest"],
+            with(page(), &web("12003"))?,
+        ),
         ("pause".to_owned(), vec!["3.9", "3.10", "3.10.1"], {
             let run = json!({"Entrypoint": ["/bin/busybox", "sleep", "2147483647"], "Env": [PATH]});
             Image::new(std::slice::from_ref(&base), &run, Dialect::Oci)
         }),
-        (suite("test-image-tags"), vec!["1", "2", "3"], with(file("tags", "tags\n"), &shell)?),
-        (suite("test-image-latest"), vec!["latest"], with(file("latest", "latest\n"), &shell)?),
-        (suite("test-image-tag"), vec!["test", "all"], with(file("tag", "tag\n"), &shell)?),
-        (suite("test-image-digest"), vec!["latest"], with(file("digest", "digest\n"), &shell)?),
+        (
+            suite("test-image-tags"),
+            vec!["1", "2", "3"],
+            with(file("tags", "tags\n"), &shell)?,
+        ),
+        (
+            suite("test-image-latest"),
+            vec!["latest"],
+            with(file("latest", "latest\n"), &shell)?,
+        ),
+        (
+            suite("test-image-tag"),
+            vec!["test", "all"],
+            with(file("tag", "tag\n"), &shell)?,
+        ),
+        (
+            suite("test-image-digest"),
+            vec!["latest"],
+            with(file("digest", "digest\n"), &shell)?,
+        ),
     ];
     for number in ["1", "2", "3"] {
         let image = with(file(&format!("test-image-{number}"), number), &shell)?;
@@ -294,9 +374,17 @@ pub fn catalogue() -> Result<Vec<Named>> {
     ];
     for (name, user) in users {
         let run = json!({"Env": [PATH], "Cmd": ["sh"], "User": user});
-        all.push((suite(&format!("test-image-{name}")), vec!["latest"], with(file("user", user), &run)?));
+        all.push((
+            suite(&format!("test-image-{name}")),
+            vec!["latest"],
+            with(file("user", user), &run)?,
+        ));
     }
-    all.push((suite("test-image-predefined-group"), vec!["latest"], predefined_group(&base)?));
+    all.push((
+        suite("test-image-predefined-group"),
+        vec!["latest"],
+        predefined_group(&base)?,
+    ));
     all.extend(odd_images(&base)?);
     Ok(all)
 }
@@ -305,7 +393,10 @@ pub fn catalogue() -> Result<Vec<Named>> {
 fn predefined_group(base: &Layer) -> Result<Image> {
     let passwd = format!("{PASSWD}default-user:x:1000:1000::/home/default-user:/bin/sh\n");
     let group = format!("{GROUP}default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n");
-    let top = Layer::new(&[file("etc/passwd", &passwd), file("etc/group", &group)], Packing::Gzip)?;
+    let top = Layer::new(
+        &[file("etc/passwd", &passwd), file("etc/group", &group)],
+        Packing::Gzip,
+    )?;
     let run = json!({"Env": [PATH], "Cmd": ["sh"], "User": "1000"});
     Ok(Image::new(&[base.clone(), top], &run, Dialect::Oci))
 }
@@ -321,7 +412,11 @@ fn odd_images(base: &Layer) -> Result<Vec<Named>> {
     let mut all = Vec::new();
     for (name, dialect, packing) in kinds {
         let top = Layer::new(&[file("variant", name)], packing)?;
-        all.push((format!("odd/{name}"), vec!["latest"], Image::new(&[base.clone(), top], &shell, dialect)));
+        all.push((
+            format!("odd/{name}"),
+            vec!["latest"],
+            Image::new(&[base.clone(), top], &shell, dialect),
+        ));
     }
     let lower = Layer::new(
         &[
@@ -335,7 +430,12 @@ fn odd_images(base: &Layer) -> Result<Vec<Named>> {
         Packing::Gzip,
     )?;
     let upper = Layer::new(
-        &[file(".wh.gone", ""), file("opaque/.wh..wh..opq", ""), file("opaque/new", "new"), file("variant", "white")],
+        &[
+            file(".wh.gone", ""),
+            file("opaque/.wh..wh..opq", ""),
+            file("opaque/new", "new"),
+            file("variant", "white"),
+        ],
         Packing::Gzip,
     )?;
     let image = Image::new(&[base.clone(), lower, upper], &shell, Dialect::Oci);
@@ -368,18 +468,31 @@ pub fn big(mib: usize) -> Result<Image> {
         let mut left = mib * (1 << 20) / 8;
         while left > 0 {
             // Mostly small files and a few large ones, as in real images.
-            let size = if next() % 50 == 0 { 2_000_000 } else { 2000 + next() % 30_000 }.min(left);
+            let size = if next() % 50 == 0 {
+                2_000_000
+            } else {
+                2000 + next() % 30_000
+            }
+            .min(left);
             let mut data = Vec::with_capacity(size + 64);
             while data.len() < size {
                 data.extend_from_slice(&words[next() % words.len()]);
             }
             data.truncate(size);
-            entries.push(Entry::File(format!("data{number}/f{}", entries.len()), 0o644, data));
+            entries.push(Entry::File(
+                format!("data{number}/f{}", entries.len()),
+                0o644,
+                data,
+            ));
             left -= size;
         }
         layers.push(Layer::new(&entries, Packing::Gzip)?);
     }
-    Ok(Image::new(&layers, &json!({"Env": [PATH], "Cmd": ["sh"]}), Dialect::Oci))
+    Ok(Image::new(
+        &layers,
+        &json!({"Env": [PATH], "Cmd": ["sh"]}),
+        Dialect::Oci,
+    ))
 }
 
 #[cfg(test)]
@@ -388,9 +501,16 @@ mod tests {
 
     #[test]
     fn the_same_entries_give_the_same_bytes() {
-        let entries = [Entry::Dir("a".to_owned(), 0o755), file("a/b", "text"), Entry::Link("c".into(), "a/b".into())];
+        let entries = [
+            Entry::Dir("a".to_owned(), 0o755),
+            file("a/b", "text"),
+            Entry::Link("c".into(), "a/b".into()),
+        ];
         for packing in [Packing::Plain, Packing::Gzip, Packing::Zstd] {
-            let (one, two) = (Layer::new(&entries, packing).unwrap(), Layer::new(&entries, packing).unwrap());
+            let (one, two) = (
+                Layer::new(&entries, packing).unwrap(),
+                Layer::new(&entries, packing).unwrap(),
+            );
             assert_eq!(one.packed, two.packed, "{packing:?}");
             assert_eq!(one.diff_id, digest(&archive(&entries).unwrap()));
         }
@@ -403,6 +523,9 @@ mod tests {
         let manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
         assert_eq!(manifest["config"]["digest"], digest(&image.config));
         assert_eq!(manifest["layers"][0]["digest"], digest(&layer.packed));
-        assert_eq!(manifest["layers"][0]["mediaType"], "application/vnd.oci.image.layer.v1.tar+zstd");
+        assert_eq!(
+            manifest["layers"][0]["mediaType"],
+            "application/vnd.oci.image.layer.v1.tar+zstd"
+        );
     }
 }

@@ -52,7 +52,12 @@ impl Podd {
         fs::create_dir_all(CGROUP).with_context(|| format!("make {CGROUP}"))?;
         let binary = binary()?;
         let child = spawn(&binary)?;
-        let mut podd = Self { child, binary, cri: Cri::new(Path::new(SOCKET))?, ended: None };
+        let mut podd = Self {
+            child,
+            binary,
+            cri: Cri::new(Path::new(SOCKET))?,
+            ended: None,
+        };
         podd.wait_ready()?;
         Ok(podd)
     }
@@ -138,7 +143,12 @@ pub fn binary() -> Result<PathBuf> {
     }
     let exe = std::env::current_exe().context("own executable")?;
     // target/PROFILE/arena or target/PROFILE/deps/arena-HASH.
-    let found = exe.ancestors().skip(1).take(2).map(|dir| dir.join("podd")).find(|p| p.is_file());
+    let found = exe
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("podd"))
+        .find(|p| p.is_file());
     found.context("podd is not built: run `cargo build --release -p podd-server` or set PODD_BIN")
 }
 
@@ -148,7 +158,10 @@ pub fn config() -> String {
     let mut text = "[log]\nlevel = \"info,podd=debug,podd_server=debug\"\nformat = \"stderr\"\n".to_owned();
     for host in registry::MIRRORED {
         let address = registry::ADDRESS;
-        let _ = write!(text, "\n[registries.mirrors.\"{host}\"]\nendpoints = [\"http://{address}\"]\n");
+        let _ = write!(
+            text,
+            "\n[registries.mirrors.\"{host}\"]\nendpoints = [\"http://{address}\"]\n"
+        );
     }
     text
 }
@@ -169,7 +182,10 @@ pub fn log_file() -> PathBuf {
 }
 
 fn spawn(binary: &Path) -> Result<Child> {
-    let log = fs::OpenOptions::new().create(true).append(true).open(log_file())?;
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log_file())?;
     // A shell, because joining a cgroup between fork and exec would need unsafe code here.
     let script = "echo 0 >\"$0/cgroup.procs\" && exec \"$@\"";
     Command::new("/bin/sh")

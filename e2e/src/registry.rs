@@ -17,8 +17,13 @@ use crate::images::{self, Dialect, Image};
 /// Where the registry listens, inside the arena.
 pub const ADDRESS: &str = "127.0.0.1:5000";
 /// Registry hosts whose images the test registry stands in for.
-pub const MIRRORED: [&str; 5] =
-    ["registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io", "us-central1-docker.pkg.dev"];
+pub const MIRRORED: [&str; 5] = [
+    "registry.k8s.io",
+    "k8s.gcr.io",
+    "gcr.io",
+    "docker.io",
+    "us-central1-docker.pkg.dev",
+];
 
 const BINARY: &str = "/usr/bin/docker-registry";
 
@@ -52,10 +57,16 @@ impl Registry {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {BINARY} (Debian package docker-registry)"))?;
-        let registry = Self { child, pushed: HashSet::new() };
+        let registry = Self {
+            child,
+            pushed: HashSet::new(),
+        };
         let deadline = Instant::now() + Duration::from_secs(20);
         while request("GET", "/v2/", &[], b"").is_err() {
-            ensure!(Instant::now() < deadline, "the registry does not answer on {ADDRESS}");
+            ensure!(
+                Instant::now() < deadline,
+                "the registry does not answer on {ADDRESS}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(registry)
@@ -83,7 +94,12 @@ impl Registry {
     /// # Errors
     /// Where the registry refuses it.
     pub fn push(&mut self, repository: &str, tags: &[&str], image: &Image) -> Result<()> {
-        for blob in image.layers.iter().map(|l| l.packed.as_slice()).chain([image.config.as_slice()]) {
+        for blob in image
+            .layers
+            .iter()
+            .map(|l| l.packed.as_slice())
+            .chain([image.config.as_slice()])
+        {
             self.push_blob(repository, blob)?;
         }
         for tag in tags {
@@ -99,7 +115,12 @@ impl Registry {
     pub fn push_manifest(&self, repository: &str, tag: &str, media_type: &str, body: &[u8]) -> Result<()> {
         let path = format!("/v2/{repository}/manifests/{tag}");
         let done = request("PUT", &path, &[("Content-Type", media_type)], body)?;
-        ensure!(done.status == 201, "{repository}:{tag}: {} {}", done.status, done.text());
+        ensure!(
+            done.status == 201,
+            "{repository}:{tag}: {} {}",
+            done.status,
+            done.text()
+        );
         Ok(())
     }
 
@@ -110,20 +131,42 @@ impl Registry {
             return Ok(());
         }
         let owner = self.pushed.iter().find_map(|known| {
-            known.strip_suffix(&digest).and_then(|r| r.strip_suffix('@')).filter(|r| *r != repository)
+            known
+                .strip_suffix(&digest)
+                .and_then(|r| r.strip_suffix('@'))
+                .filter(|r| *r != repository)
         });
-        let from = owner.map(|owner| format!("?mount={digest}&from={owner}")).unwrap_or_default();
-        let begun = request("POST", &format!("/v2/{repository}/blobs/uploads/{from}"), &[], b"")?;
+        let from = owner
+            .map(|owner| format!("?mount={digest}&from={owner}"))
+            .unwrap_or_default();
+        let begun = request(
+            "POST",
+            &format!("/v2/{repository}/blobs/uploads/{from}"),
+            &[],
+            b"",
+        )?;
         if begun.status == 201 {
             return Ok(());
         }
-        ensure!(begun.status == 202, "begin an upload: {} {}", begun.status, begun.text());
+        ensure!(
+            begun.status == 202,
+            "begin an upload: {} {}",
+            begun.status,
+            begun.text()
+        );
         let location = begun.location.context("the registry names no upload")?;
-        let path = location.strip_prefix(&format!("http://{ADDRESS}")).unwrap_or(&location);
+        let path = location
+            .strip_prefix(&format!("http://{ADDRESS}"))
+            .unwrap_or(&location);
         let separator = if path.contains('?') { '&' } else { '?' };
         let octets = [("Content-Type", "application/octet-stream")];
         let done = request("PUT", &format!("{path}{separator}digest={digest}"), &octets, blob)?;
-        ensure!(done.status == 201, "upload {digest}: {} {}", done.status, done.text());
+        ensure!(
+            done.status == 201,
+            "upload {digest}: {} {}",
+            done.status,
+            done.text()
+        );
         Ok(())
     }
 
@@ -155,7 +198,7 @@ impl Answer {
 
 fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Answer> {
     let mut stream = TcpStream::connect(ADDRESS).context("connect to the registry")?;
-    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {ADDRESS}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
@@ -164,13 +207,25 @@ fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> R
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)?;
     let mut raw = Vec::new();
-    stream.read_to_end(&mut raw).with_context(|| format!("{method} {path}"))?;
-    let Some(end) = raw.windows(4).position(|w| w == b"\r\n\r\n") else { bail!("{method} {path}: no answer") };
+    stream
+        .read_to_end(&mut raw)
+        .with_context(|| format!("{method} {path}"))?;
+    let Some(end) = raw.windows(4).position(|w| w == b"\r\n\r\n") else {
+        bail!("{method} {path}: no answer")
+    };
     let head = String::from_utf8_lossy(&raw[..end]).into_owned();
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status in the answer")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .context("no status in the answer")?;
     let location = head.lines().find_map(|line| {
         let (name, value) = line.split_once(": ")?;
         name.eq_ignore_ascii_case("location").then(|| value.to_owned())
     });
-    Ok(Answer { status, location, body: raw[end + 4..].to_vec() })
+    Ok(Answer {
+        status,
+        location,
+        body: raw[end + 4..].to_vec(),
+    })
 }

@@ -10,9 +10,12 @@ use super::HARNESS_CGROUP;
 
 /// Makes the cgroup `name` with its harness leaf; `None` where the host mounts no cgroup v2.
 pub(super) fn create(name: &str) -> Result<Option<PathBuf>> {
-    let Some(root) = mount_point()? else { return Ok(None) };
+    let Some(root) = mount_point()? else {
+        return Ok(None);
+    };
     let dir = root.join(name);
-    fs::create_dir_all(dir.join(HARNESS_CGROUP)).with_context(|| format!("make the cgroup {}", dir.display()))?;
+    fs::create_dir_all(dir.join(HARNESS_CGROUP))
+        .with_context(|| format!("make the cgroup {}", dir.display()))?;
     Ok(Some(dir))
 }
 

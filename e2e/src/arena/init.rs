@@ -24,7 +24,9 @@ const FRESH: [&str; 3] = ["/var/lib/podd", "/var/lib/kubelet", "/var/log/pods"];
 /// Stage *init*: furnishes the arena, runs `command` and reaps until it ends.
 pub(super) fn run(command: &[OsString]) -> Result<i32> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("die with the parent")?;
-    let Some((program, args)) = command.split_first() else { bail!("no command given") };
+    let Some((program, args)) = command.split_first() else {
+        bail!("no command given")
+    };
     let work = PathBuf::from(std::env::var_os(WORK).context("no work directory named")?);
     furnish(&work)?;
     if std::env::var_os(CGROUP).is_some_and(|c| !c.is_empty()) {
@@ -37,8 +39,14 @@ pub(super) fn run(command: &[OsString]) -> Result<i32> {
     // The signals that the outer stage blocked are the command's to receive.
     SigSet::empty().thread_set_mask().context("unblock signals")?;
     let mut cmd = Command::new(program);
-    cmd.args(args).env_remove(STAGE).env_remove(CGROUP).env_remove(WORK).env(INSIDE, "1");
-    let child = cmd.spawn().with_context(|| format!("start {}", Path::new(program).display()))?;
+    cmd.args(args)
+        .env_remove(STAGE)
+        .env_remove(CGROUP)
+        .env_remove(WORK)
+        .env(INSIDE, "1");
+    let child = cmd
+        .spawn()
+        .with_context(|| format!("start {}", Path::new(program).display()))?;
     reap_until(Pid::from_raw(child.id().cast_signed()))
 }
 
@@ -71,10 +79,17 @@ fn furnish(work: &Path) -> Result<()> {
 
     let work = Path::new(WORK_DIR);
     for dir in COPIED {
-        let (upper, scratch) = (work.join("upper").join(&dir[1..]), work.join("scratch").join(&dir[1..]));
+        let (upper, scratch) = (
+            work.join("upper").join(&dir[1..]),
+            work.join("scratch").join(&dir[1..]),
+        );
         fs::create_dir_all(&upper)?;
         fs::create_dir_all(&scratch)?;
-        let options = format!("lowerdir={dir},upperdir={},workdir={}", upper.display(), scratch.display());
+        let options = format!(
+            "lowerdir={dir},upperdir={},workdir={}",
+            upper.display(),
+            scratch.display()
+        );
         mount_fs("overlay", dir, &options)?;
     }
     for dir in FRESH {
@@ -115,8 +130,14 @@ fn open_dir(dir: &Path) -> Result<File> {
 fn bind_fd(fd: &File, target: &Path) -> Result<()> {
     fs::create_dir_all(target).with_context(|| format!("make {}", target.display()))?;
     let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    mount(Some(source.as_str()), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .with_context(|| format!("bind {}", target.display()))
+    mount(
+        Some(source.as_str()),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .with_context(|| format!("bind {}", target.display()))
 }
 
 fn mount_fs(kind: &str, target: &str, options: &str) -> Result<()> {
@@ -125,7 +146,10 @@ fn mount_fs(kind: &str, target: &str, options: &str) -> Result<()> {
 }
 
 fn loopback_up() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("runtime")?;
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().context("netlink")?;
         tokio::spawn(connection);

@@ -44,7 +44,9 @@ pub fn inside() -> bool {
 ///
 /// Every executable that calls [`enter`] calls this first in `main`, while it has one thread.
 pub fn stage_hook() {
-    let Some(stage) = std::env::var_os(STAGE) else { return };
+    let Some(stage) = std::env::var_os(STAGE) else {
+        return;
+    };
     let command: Vec<OsString> = std::env::args_os().skip(1).collect();
     let done = match stage.to_str() {
         Some("unshare") => outer::unshare(&command),
@@ -70,5 +72,8 @@ fn again(stage: &str, command: &[OsString]) -> Result<Command> {
 /// The exit code that says how a child ended, as a shell would put it.
 fn code_of(status: std::process::ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(125)
+    status
+        .code()
+        .or_else(|| status.signal().map(|s| 128 + s))
+        .unwrap_or(125)
 }

@@ -37,7 +37,8 @@ pub fn enter(command: &[OsString], reenter: bool) -> Result<i32> {
     let work = WorkDir::create(&name)?;
     let cgroup = cgroup::create(&name)?;
     let ran = again("unshare", &command).and_then(|mut cmd| {
-        cmd.env(WORK, &work.0).env(CGROUP, cgroup.as_deref().unwrap_or(Path::new("")));
+        cmd.env(WORK, &work.0)
+            .env(CGROUP, cgroup.as_deref().unwrap_or_else(|| Path::new("")));
         cmd.status().context("start the arena")
     });
     let removed = cgroup.as_deref().map_or(Ok(()), cgroup::remove);
@@ -50,7 +51,9 @@ pub fn enter(command: &[OsString], reenter: bool) -> Result<i32> {
 /// Stage *unshare*: joins the arena's cgroup, leaves the host's namespaces and starts process 1.
 pub(super) fn unshare(command: &[OsString]) -> Result<i32> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("die with the parent")?;
-    let cgroup = std::env::var_os(CGROUP).map(PathBuf::from).filter(|c| !c.as_os_str().is_empty());
+    let cgroup = std::env::var_os(CGROUP)
+        .map(PathBuf::from)
+        .filter(|c| !c.as_os_str().is_empty());
     // cgroup_namespaces(7): the cgroup the caller is in becomes the root, so it is entered first.
     if let Some(cgroup) = &cgroup {
         cgroup::join(cgroup)?;
@@ -65,10 +68,18 @@ pub(super) fn unshare(command: &[OsString]) -> Result<i32> {
     if let Some(cgroup) = &cgroup {
         cgroup::join(&cgroup.join(HARNESS_CGROUP))?;
     }
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-        .context("make all mounts private")?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .context("make all mounts private")?;
     // pid_namespaces(7): the first child after unshare is process 1 of the new namespace.
-    Ok(code_of(again("init", command)?.status().context("start process 1")?))
+    Ok(code_of(
+        again("init", command)?.status().context("start process 1")?,
+    ))
 }
 
 /// A directory on a file system that can hold the upper directories of overlays.
@@ -77,9 +88,14 @@ struct WorkDir(PathBuf);
 impl WorkDir {
     fn create(name: &str) -> Result<Self> {
         let asked = std::env::var_os("PODD_ARENA_DIR").map(PathBuf::from);
-        let places = asked.into_iter().chain(["/var/tmp", "/var/lib", "/root", "/mnt"].map(PathBuf::from));
+        let places = asked
+            .into_iter()
+            .chain(["/var/tmp", "/var/lib", "/root", "/mnt"].map(PathBuf::from));
         // Without a real file system anywhere (a container), a tmpfs serves: it can hold upper directories too.
-        let place = places.into_iter().find(|p| is_real(p)).unwrap_or_else(|| PathBuf::from("/dev/shm"));
+        let place = places
+            .into_iter()
+            .find(|p| is_real(p))
+            .unwrap_or_else(|| PathBuf::from("/dev/shm"));
         let dir = place.join(format!("podd-{name}"));
         fs::create_dir(&dir).with_context(|| format!("make the work directory {}", dir.display()))?;
         Ok(Self(dir))
@@ -98,6 +114,8 @@ fn is_real(dir: &Path) -> bool {
 fn random() -> Result<u32> {
     use std::io::Read;
     let mut bytes = [0; 4];
-    fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("random name")?;
+    fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut bytes))
+        .context("random name")?;
     Ok(u32::from_ne_bytes(bytes))
 }

@@ -38,7 +38,9 @@ fn run() -> Result<i32> {
         let again: Vec<OsString> = std::env::args_os().skip(1).collect();
         return arena::enter(&again, true);
     }
-    let _fixture = (options.registry || options.podd).then(|| fixture::Fixture::start(options.podd)).transpose()?;
+    let _fixture = (options.registry || options.podd)
+        .then(|| fixture::Fixture::start(options.podd))
+        .transpose()?;
     let (program, args) = options.command.split_first().context("no command given")?;
     let status = std::process::Command::new(program).args(args).status();
     let status = status.with_context(|| format!("start {}", program.display()))?;

@@ -1,0 +1,371 @@
+//! PullImage, ImageStatus, ListImages, RemoveImage, ImageFsInfo; images in every shape, and images that lie.
+
+use anyhow::{Context, Result, ensure};
+use podd_e2e::cri::{self, Cri};
+use podd_e2e::images::{self as build, Dialect, Entry, Image, Layer, Packing};
+use podd_e2e::podd::IMAGE;
+use podd_proto::v1 as pb;
+use serde_json::json;
+use tonic::Code;
+
+use crate::case::{Env, cases, contains, equal, refused};
+
+cases!("images":
+    pull_by_tag_and_digest, one_id_many_names, removing_a_tag_keeps_the_others, default_registry_and_tag,
+    schema2, index, manifest_list, zstd, uncompressed, whiteouts_and_hard_links, image_defaults, user_of_image,
+    file_system_info, pulled_twice, bad_references, missing_images, wrong_diff_id, truncated_layer,
+    layer_that_is_no_archive, escaping_layers, verbose_status);
+
+/// Pulls, looks, removes: what a test does with an image of its own.
+fn with_image(cri: &Cri, name: &str, check: impl FnOnce(&pb::Image) -> Result<()>) -> Result<()> {
+    cri.pull(name).with_context(|| format!("pull {name}"))?;
+    let checked = cri
+        .image(name)?
+        .context("pulled, but not present")
+        .and_then(|image| check(&image));
+    cri.remove(name).context("remove")?;
+    ensure!(
+        cri.image(name)?.is_none(),
+        "{name} is still present after its removal"
+    );
+    checked
+}
+
+fn pull_by_tag_and_digest(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let name = "gcr.io/k8s-staging-cri-tools/test-image-digest";
+    let tagged = format!("{name}:latest");
+    let id = cri.pull(&tagged)?;
+    let image = cri.image(&tagged)?.context("not present")?;
+    equal("image_ref and Image.id", id.clone(), image.id.clone())?;
+    equal("tags", image.repo_tags, vec![tagged.clone()])?;
+    let digested = image.repo_digests.first().context("no digest")?.clone();
+    contains("digest", &digested, &format!("{name}@sha256:"))?;
+    ensure!(image.size > 0, "size is zero");
+    cri.remove(&tagged)?;
+
+    with_image(&cri, &digested, |image| {
+        equal("id by digest", image.id.clone(), id.clone())?;
+        equal("tags by digest", image.repo_tags.len(), 0)?;
+        equal("digests", image.repo_digests.clone(), vec![digested.clone()])
+    })
+}
+
+fn one_id_many_names(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let names: Vec<_> = ["1", "2", "3"]
+        .map(|t| format!("gcr.io/k8s-staging-cri-tools/test-image-tags:{t}"))
+        .into();
+    let ids = names
+        .iter()
+        .map(|n| Ok(cri.pull(n)?))
+        .collect::<Result<Vec<_>>>()?;
+    ensure!(
+        ids.iter().all(|id| *id == ids[0]),
+        "one image, several ids: {ids:?}"
+    );
+    let listed = cri.list_images(pb::ListImagesRequest::default())?.images;
+    let mine: Vec<_> = listed.iter().filter(|i| i.id == ids[0]).collect();
+    equal("entries in the list", mine.len(), 1)?;
+    let mut tags = mine[0].repo_tags.clone();
+    tags.sort();
+    equal("tags", tags, names.clone())?;
+    let filter = Some(pb::ImageFilter {
+        image: Some(cri::spec(&names[1])),
+    });
+    let found = cri.list_images(pb::ListImagesRequest { filter })?.images;
+    equal("filtered by name", found.len(), 1)?;
+    // An id removes the image with all its names.
+    cri.remove(&ids[0])?;
+    for name in &names {
+        ensure!(
+            cri.image(name)?.is_none(),
+            "{name} is left after its id was removed"
+        );
+    }
+    Ok(())
+}
+
+fn removing_a_tag_keeps_the_others(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let name = |tag| format!("gcr.io/k8s-staging-cri-tools/test-image-tag:{tag}");
+    cri.pull(&name("test"))?;
+    cri.pull(&name("all"))?;
+    cri.remove(&name("test"))?;
+    ensure!(
+        cri.image(&name("test"))?.is_none(),
+        "the removed tag is still there"
+    );
+    let image = cri.image(&name("all"))?.context("the other tag is gone")?;
+    equal("tags", image.repo_tags, vec![name("all")])?;
+    Ok(cri.remove(&name("all"))?)
+}
+
+fn default_registry_and_tag(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    cri.pull("busybox")?;
+    let image = cri
+        .image("docker.io/library/busybox:latest")?
+        .context("the full name is unknown")?;
+    contains(
+        "tags",
+        &image.repo_tags.join(" "),
+        "docker.io/library/busybox:latest",
+    )?;
+    Ok(cri.remove("busybox")?)
+}
+
+/// Runs an image whose default command prints `/variant`.
+fn prints_its_variant(env: &mut Env<'_>, name: &str, expected: &str) -> Result<()> {
+    let cri = env.cri()?;
+    cri.pull(name)?;
+    let pod = env.pod("variant")?;
+    let mut config = cri::command("c", &[]);
+    config.image = Some(cri::spec(name));
+    let out = pod.output(&config)?;
+    pod.remove()?;
+    cri.remove(name)?;
+    equal("output", out.trim_end().to_owned(), expected.to_owned())
+}
+
+fn schema2(env: &mut Env<'_>) -> Result<()> {
+    prints_its_variant(env, "docker.io/odd/docker:latest", "docker")
+}
+
+fn zstd(env: &mut Env<'_>) -> Result<()> {
+    prints_its_variant(env, "docker.io/odd/zstd:latest", "zstd")
+}
+
+fn uncompressed(env: &mut Env<'_>) -> Result<()> {
+    prints_its_variant(env, "docker.io/odd/plain:latest", "plain")
+}
+
+fn index(env: &mut Env<'_>) -> Result<()> {
+    let (cri, base) = (env.cri()?, IMAGE);
+    let id = cri.image(base)?.context("no base image")?.id;
+    let name = "registry.k8s.io/e2e-test-images/busybox:index";
+    equal("id through the index", cri.pull(name)?, id)?;
+    Ok(cri.remove(name)?)
+}
+
+fn manifest_list(env: &mut Env<'_>) -> Result<()> {
+    let (cri, base) = (env.cri()?, IMAGE);
+    let id = cri.image(base)?.context("no base image")?.id;
+    let name = "registry.k8s.io/e2e-test-images/busybox:list";
+    equal("id through the list", cri.pull(name)?, id)?;
+    Ok(cri.remove(name)?)
+}
+
+fn whiteouts_and_hard_links(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let name = "docker.io/odd/whiteouts:latest";
+    cri.pull(name)?;
+    let pod = env.pod("whiteouts")?;
+    let mut config = cri::shell(
+        "c",
+        "ls -d /gone 2>&1; ls -A /opaque; cat /opaque/new /hard; stat -c %h /hard",
+    );
+    config.image = Some(cri::spec(name));
+    config.command = vec!["sh".to_owned(), "-c".to_owned(), config.command[2].clone()];
+    let out = pod.output(&config)?;
+    pod.remove()?;
+    cri.remove(name)?;
+    contains("removed directory", &out, "No such file")?;
+    contains("opaque directory and hard link", &out, "\nnew\nnewkept2\n")
+}
+
+fn image_defaults(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let name = "docker.io/odd/docker:latest";
+    cri.pull(name)?;
+    let pod = env.pod("defaults")?;
+    // CRI: args alone replace the image's Cmd and keep its Entrypoint.
+    let mut config = cri::command("args", &[]);
+    config.image = Some(cri::spec(name));
+    config.args = vec!["echo from-args $FROM_IMAGE".to_owned()];
+    let by_args = pod.output(&config)?;
+    // A command replaces both.
+    let mut config = cri::command("command", &["sh", "-c", "echo only $# $0"]);
+    config.image = Some(cri::spec(name));
+    let by_command = pod.output(&config)?;
+    pod.remove()?;
+    cri.remove(name)?;
+    equal("args", by_args.as_str(), "from-args yes\n")?;
+    equal("command", by_command.as_str(), "only 0 sh\n")
+}
+
+fn user_of_image(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    for (name, uid, username, shown) in [
+        ("user-uid", Some(1002), "", "1002:0"),
+        ("user-username", None, "www-data", "33:33"),
+        ("user-uid-group", Some(1003), "", "1003:100"),
+        ("user-username-group", None, "www-data", "33:100"),
+    ] {
+        let name = format!("gcr.io/k8s-staging-cri-tools/test-image-{name}:latest");
+        cri.pull(&name)?;
+        let image = cri.image(&name)?.context("not present")?;
+        equal("uid", image.uid.map(|u| u.value), uid)?;
+        equal("username", image.username.as_str(), username)?;
+        let pod = env.pod("user")?;
+        let mut config = cri::shell("c", "echo $(id -u):$(id -g)");
+        config.image = Some(cri::spec(&name));
+        let out = pod.output(&config)?;
+        pod.remove()?;
+        cri.remove(&name)?;
+        equal(&name, out.trim(), shown)?;
+    }
+    Ok(())
+}
+
+fn file_system_info(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let used = || -> Result<u64> {
+        let said = cri.image_fs_info(pb::ImageFsInfoRequest {})?;
+        ensure!(!said.container_filesystems.is_empty(), "no container file system");
+        let info = said
+            .image_filesystems
+            .into_iter()
+            .next()
+            .context("no image file system")?;
+        let point = info.fs_id.context("no mount point")?.mountpoint;
+        ensure!(std::path::Path::new(&point).is_dir(), "{point:?} does not exist");
+        ensure!(info.timestamp > 0, "no time");
+        ensure!(info.inodes_used.is_some_and(|i| i.value > 0), "no inodes");
+        Ok(info.used_bytes.context("no bytes")?.value)
+    };
+    let before = used()?;
+    let name = "gcr.io/k8s-staging-cri-tools/test-image-1:latest";
+    cri.pull(name)?;
+    ensure!(used()? > before, "a pull takes no space");
+    cri.remove(name)?;
+    equal("bytes after the removal", used()?, before)
+}
+
+fn pulled_twice(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let name = "gcr.io/k8s-staging-cri-tools/test-image-2:latest";
+    let ids: Vec<_> = std::thread::scope(|scope| {
+        let pulls: Vec<_> = (0..4).map(|_| scope.spawn(|| cri.pull(name))).collect();
+        pulls
+            .into_iter()
+            .map(|p| p.join().expect("a pull does not panic"))
+            .collect()
+    });
+    let ids = ids.into_iter().collect::<Result<Vec<_>, _>>()?;
+    ensure!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    Ok(cri.remove(name)?)
+}
+
+fn bad_references(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    for name in [
+        "",
+        "UPPER/case",
+        "a b",
+        "busybox:",
+        "busybox@sha256:1234",
+        "busybox:la:test",
+        "//x",
+    ] {
+        refused(&format!("pull {name:?}"), Code::InvalidArgument, cri.pull(name))?;
+    }
+    Ok(())
+}
+
+fn missing_images(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    refused(
+        "missing tag",
+        Code::NotFound,
+        cri.pull("gcr.io/k8s-staging-cri-tools/test-image-1:nowhere"),
+    )?;
+    refused(
+        "missing repository",
+        Code::NotFound,
+        cri.pull("gcr.io/no/such/image:latest"),
+    )?;
+    let digest = format!(
+        "gcr.io/k8s-staging-cri-tools/test-image-1@sha256:{}",
+        "0".repeat(64)
+    );
+    refused("missing digest", Code::NotFound, cri.pull(&digest))?;
+    ensure!(
+        cri.image("gcr.io/no/such/image:latest")?.is_none(),
+        "a missing image has a status"
+    );
+    // CRI: removing what is not there succeeds.
+    Ok(cri.remove("gcr.io/no/such/image:latest")?)
+}
+
+/// Pushes an image that lies, and has its pull refused with nothing left.
+fn pull_refused(env: &mut Env<'_>, name: &str, image: &Image) -> Result<()> {
+    env.registry().push(&format!("bad/{name}"), &["latest"], image)?;
+    let cri = env.cri()?;
+    let name = format!("docker.io/bad/{name}:latest");
+    let answer = cri.pull(&name);
+    ensure!(answer.is_err(), "{name} was accepted");
+    ensure!(
+        cri.image(&name)?.is_none(),
+        "{name} is present after a failed pull"
+    );
+    Ok(())
+}
+
+fn wrong_diff_id(env: &mut Env<'_>) -> Result<()> {
+    let mut layer = Layer::new(&[build::file("x", "x")], Packing::Gzip)?;
+    layer.diff_id = build::digest(b"something else");
+    pull_refused(env, "diff-id", &Image::new(&[layer], &json!({}), Dialect::Oci))
+}
+
+fn truncated_layer(env: &mut Env<'_>) -> Result<()> {
+    let mut layer = Layer::new(&[build::file("x", &"text ".repeat(9999))], Packing::Gzip)?;
+    let half = layer.packed.len() / 2;
+    layer.packed = layer.packed[..half].to_vec().into();
+    pull_refused(env, "truncated", &Image::new(&[layer], &json!({}), Dialect::Oci))
+}
+
+fn layer_that_is_no_archive(env: &mut Env<'_>) -> Result<()> {
+    let layer = Layer::of_tar(&[0x5a; 4096], Packing::Gzip)?;
+    pull_refused(env, "garbage", &Image::new(&[layer], &json!({}), Dialect::Oci))
+}
+
+fn escaping_layers(env: &mut Env<'_>) -> Result<()> {
+    let target = std::path::Path::new("/tmp/escaped");
+    let link = |to: &str| Entry::Link("out".to_owned(), to.to_owned());
+    let through_link = Layer::new(&[link("/tmp"), build::file("out/escaped", "x")], Packing::Gzip)?;
+    let image = Image::new(&[through_link], &json!({}), Dialect::Oci);
+    env.registry().push("bad/link", &["latest"], &image)?;
+    // A link in a layer is followed inside the image or refused; both are right, the host's file is not.
+    let cri = env.cri()?;
+    if cri.pull("docker.io/bad/link:latest").is_ok() {
+        cri.remove("docker.io/bad/link:latest")?;
+    }
+    ensure!(
+        !target.exists(),
+        "a layer wrote through a link to {}",
+        target.display()
+    );
+
+    let dots = build::raw_name("../../../../../../tmp/escaped", b"x");
+    let image = Image::new(&[Layer::of_tar(&dots, Packing::Gzip)?], &json!({}), Dialect::Oci);
+    env.registry().push("bad/dots", &["latest"], &image)?;
+    if cri.pull("docker.io/bad/dots:latest").is_ok() {
+        cri.remove("docker.io/bad/dots:latest")?;
+    }
+    ensure!(
+        !target.exists(),
+        "a layer wrote through .. to {}",
+        target.display()
+    );
+    Ok(())
+}
+
+fn verbose_status(env: &mut Env<'_>) -> Result<()> {
+    let request = pb::ImageStatusRequest {
+        image: Some(cri::spec(IMAGE)),
+        verbose: true,
+    };
+    let said = env.cri()?.image_status(request)?;
+    said.image.context("the base image is not present").map(drop)
+}

@@ -1,0 +1,92 @@
+//! Tests of podd over its CRI socket, in an arena, with a census before and after each.
+//!
+//! `cargo test -p podd-e2e --test arena -- [FILTER]`. Ends with one line `N passed, N failed, N skipped`.
+
+mod case;
+mod errors;
+mod exec;
+mod images;
+mod lifecycle;
+mod logs;
+mod mounts;
+mod network;
+mod recovery;
+mod runtime;
+mod sandbox;
+mod scale;
+mod security;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+use podd_e2e::{arena, podd};
+
+fn main() -> ExitCode {
+    arena::stage_hook();
+    let mut options = Arguments::from_args();
+    // The census sees the whole arena, so one test runs at a time.
+    options.test_threads = Some(1);
+    if options.list || arena::inside() {
+        return run(&options);
+    }
+    if let Some(reason) = unable() {
+        println!("arena tests cannot run here: {reason}");
+        println!("0 passed, 0 failed, {} skipped", all().len());
+        return ExitCode::SUCCESS;
+    }
+    let again: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match arena::enter(&again, true) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(e) => {
+            eprintln!("no arena: {e:#}");
+            println!("0 passed, 1 failed, 0 skipped");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why this machine cannot run the tests, where that is no fault of podd's.
+fn unable() -> Option<&'static str> {
+    (!nix::unistd::geteuid().is_root()).then_some("only root can make namespaces")
+}
+
+fn all() -> Vec<case::Case> {
+    let groups = [
+        runtime::CASES,
+        images::CASES,
+        sandbox::CASES,
+        network::CASES,
+        lifecycle::CASES,
+        logs::CASES,
+        exec::CASES,
+        security::CASES,
+        mounts::CASES,
+        errors::CASES,
+        recovery::CASES,
+        scale::CASES,
+    ];
+    groups.concat()
+}
+
+fn run(options: &Arguments) -> ExitCode {
+    let world = case::World::default();
+    let trials = all().into_iter().map(|case| world.trial(case)).collect();
+    let done = libtest_mimic::run(options, trials);
+    if options.list {
+        return ExitCode::SUCCESS;
+    }
+    if done.has_failed() {
+        println!("{}", podd::log_tail());
+    }
+    world.report();
+    println!(
+        "{} passed, {} failed, {} skipped",
+        done.num_passed, done.num_failed, done.num_ignored
+    );
+    if done.has_failed() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}

@@ -1,0 +1,344 @@
+//! What a container may do: identity, capabilities, seccomp, read-only and masked parts, limits.
+
+use anyhow::{Result, ensure};
+use pb::security_profile::ProfileType;
+use podd_e2e::cri;
+use podd_proto::v1 as pb;
+use tonic::Code;
+
+use crate::case::{Env, Pod, cases, contains, equal, field, refused};
+
+cases!("security":
+    default_capabilities, capabilities_added_and_dropped, seccomp_filter, seccomp_forbids, unconfined, no_new_privs,
+    user_and_groups, user_by_name, strict_groups, group_alone_is_refused, masked_paths, readonly_paths,
+    read_only_root, privileged, privileged_needs_a_privileged_pod, open_file_limit, devices_of_a_container,
+    cgroup_is_seen_as_root, nothing_of_podd_is_open, host_proc_is_not_writable);
+
+/// `/proc/self/status` of a container.
+fn status(pod: &Pod, change: impl FnOnce(&mut pb::LinuxContainerSecurityContext)) -> Result<String> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    // cat itself: a shell would show its own state.
+    let mut config = cri::command(&name, &["cat", "/proc/self/status"]);
+    change(cri::security(&mut config));
+    pod.output(&config)
+}
+
+fn capabilities(add: &[&str], drop: &[&str]) -> Option<pb::Capability> {
+    let own = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
+    Some(pb::Capability {
+        add_capabilities: own(add),
+        drop_capabilities: own(drop),
+        ..Default::default()
+    })
+}
+
+/// The capabilities a container gets when nothing is asked: chown, dac_override, fowner, fsetid, kill, setgid,
+/// setuid, setpcap, net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
+const DEFAULT: u64 = 0xa804_25fb;
+
+fn caps(status: &str, name: &str) -> Result<u64> {
+    Ok(u64::from_str_radix(field(status, name)?, 16)?)
+}
+
+fn default_capabilities(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("caps")?;
+    let said = status(&pod, |_| {})?;
+    for (name, expected) in [
+        ("CapPrm", DEFAULT),
+        ("CapEff", DEFAULT),
+        ("CapBnd", DEFAULT),
+        ("CapInh", 0),
+        ("CapAmb", 0),
+    ] {
+        equal(name, format!("{:x}", caps(&said, name)?), format!("{expected:x}"))?;
+    }
+    let user = status(&pod, |s| s.run_as_user = Some(pb::Int64Value { value: 1000 }))?;
+    equal("CapEff of a user", caps(&user, "CapEff")?, 0)?;
+    equal("CapBnd of a user", caps(&user, "CapBnd")?, DEFAULT)?;
+    pod.remove()
+}
+
+fn capabilities_added_and_dropped(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("caps")?;
+    let (net_admin, net_raw, time) = (1 << 12, 1 << 13, 1 << 25);
+    let table: [(&[&str], &[&str], u64); 6] = [
+        (&["NET_ADMIN"], &[], DEFAULT | net_admin),
+        (&["CAP_NET_ADMIN"], &["NET_RAW"], (DEFAULT | net_admin) & !net_raw),
+        (&["net_admin"], &["cap_net_raw"], (DEFAULT | net_admin) & !net_raw),
+        (&[], &["ALL"], 0),
+        (&["SYS_TIME"], &["ALL"], time),
+        (&["SYS_TIME", "NET_RAW"], &["ALL", "NET_RAW"], time),
+    ];
+    for (add, drop, expected) in table {
+        let said = status(&pod, |s| s.capabilities = capabilities(add, drop))?;
+        let (found, bound) = (caps(&said, "CapEff")?, caps(&said, "CapBnd")?);
+        equal(
+            &format!("add {add:?} drop {drop:?}"),
+            format!("{found:x}"),
+            format!("{expected:x}"),
+        )?;
+        equal("bounding set", bound, expected)?;
+    }
+    let host = std::fs::read_to_string("/proc/self/status")?;
+    let all = status(&pod, |s| s.capabilities = capabilities(&["ALL"], &[]))?;
+    equal("add ALL", caps(&all, "CapEff")?, caps(&host, "CapBnd")?)?;
+    pod.remove()
+}
+
+fn profile(kind: ProfileType) -> Option<pb::SecurityProfile> {
+    Some(pb::SecurityProfile {
+        profile_type: kind.into(),
+        localhost_ref: String::new(),
+    })
+}
+
+fn seccomp_filter(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("seccomp")?;
+    let said = status(&pod, |s| s.seccomp = profile(ProfileType::RuntimeDefault))?;
+    equal("mode", field(&said, "Seccomp")?, "2")?;
+    equal("filters", field(&said, "Seccomp_filters")?, "1")?;
+    pod.remove()
+}
+
+fn seccomp_forbids(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("forbids")?;
+    // Setting the clock takes a capability too: with it, only the filter stands in the way.
+    let script = "unshare -U true 2>&1; mount -t tmpfs x /mnt 2>&1; echo done";
+    let mut config = cri::shell("c", script);
+    cri::security(&mut config).seccomp = profile(ProfileType::RuntimeDefault);
+    let out = pod.output(&config)?;
+    contains("unshare", &out.to_lowercase(), "not permitted")?;
+    ensure!(!out.starts_with("done"), "neither call was refused: {out:?}");
+    pod.remove()
+}
+
+fn unconfined(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("unconfined")?;
+    let said = status(&pod, |s| s.seccomp = profile(ProfileType::Unconfined))?;
+    equal("mode", field(&said, "Seccomp")?, "0")?;
+    pod.remove()
+}
+
+fn no_new_privs(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("privs")?;
+    for (asked, shown) in [(true, "1"), (false, "0")] {
+        let said = status(&pod, |s| {
+            s.no_new_privs = asked;
+            s.seccomp = profile(ProfileType::RuntimeDefault);
+        })?;
+        equal(&format!("asked {asked}"), field(&said, "NoNewPrivs")?, shown)?;
+    }
+    pod.remove()
+}
+
+fn user_and_groups(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("user")?;
+    let said = status(&pod, |s| {
+        s.run_as_user = Some(pb::Int64Value { value: 1234 });
+        s.run_as_group = Some(pb::Int64Value { value: 2345 });
+        s.supplemental_groups = vec![77, 88];
+    })?;
+    equal("Uid", field(&said, "Uid")?, "1234\t1234\t1234\t1234")?;
+    equal("Gid", field(&said, "Gid")?, "2345\t2345\t2345\t2345")?;
+    let mut groups: Vec<_> = field(&said, "Groups")?.split_whitespace().collect();
+    groups.retain(|g| *g != "2345");
+    equal("Groups", groups, vec!["77", "88"])?;
+    pod.remove()
+}
+
+fn user_by_name(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("name")?;
+    let said = status(&pod, |s| s.run_as_username = "www-data".to_owned())?;
+    equal("Uid", field(&said, "Uid")?, "33\t33\t33\t33")?;
+    equal("Gid", field(&said, "Gid")?, "33\t33\t33\t33")?;
+    contains("groups of the image's own file", field(&said, "Groups")?, "4242")?;
+    let mut config = cri::shell("nobody-knows", "true");
+    cri::security(&mut config).run_as_username = "nobody-knows".to_owned();
+    let answer = pod.started(&config);
+    ensure!(
+        answer.is_err(),
+        "a user that the image does not have was accepted"
+    );
+    pod.remove()
+}
+
+fn strict_groups(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("strict")?;
+    let said = status(&pod, |s| {
+        s.run_as_username = "www-data".to_owned();
+        s.supplemental_groups = vec![77];
+        s.supplemental_groups_policy = pb::SupplementalGroupsPolicy::Strict.into();
+    })?;
+    let groups = field(&said, "Groups")?;
+    ensure!(
+        !groups.contains("4242"),
+        "a strict policy merged the image's groups: {groups}"
+    );
+    contains("groups", groups, "77")?;
+    pod.remove()
+}
+
+fn group_alone_is_refused(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("group")?);
+    let mut config = cri::shell("c", "true");
+    cri::security(&mut config).run_as_group = Some(pb::Int64Value { value: 5 });
+    refused(
+        "group without user",
+        Code::InvalidArgument,
+        cri.create(&pod.id, &pod.config, &config),
+    )?;
+    pod.remove()
+}
+
+fn masked_paths(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("masked")?;
+    let mut config = cri::shell(
+        "c",
+        "wc -c </proc/keys; ls -A /proc/scsi /sys/firmware | grep -v : ; echo end",
+    );
+    let paths = ["/proc/keys", "/proc/scsi", "/sys/firmware", "/no/such/path"];
+    cri::security(&mut config).masked_paths = paths.map(str::to_owned).to_vec();
+    let out = pod.output(&config)?;
+    pod.remove()?;
+    let kept: Vec<_> = out.lines().filter(|l| !l.trim().is_empty()).collect();
+    equal("masked", kept, vec!["0", "end"])
+}
+
+fn readonly_paths(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("readonly")?;
+    let mut config = cri::shell(
+        "c",
+        "echo x 2>&1 >/proc/sysrq-trigger; echo 1 2>&1 >/proc/sys/net/ipv4/ip_forward",
+    );
+    let paths = ["/proc/sys", "/proc/sysrq-trigger", "/no/such/path"];
+    cri::security(&mut config).readonly_paths = paths.map(str::to_owned).to_vec();
+    let (status, out) = pod.ran(&config)?;
+    ensure!(status.exit_code != 0, "a read-only path was written: {out}");
+    pod.remove()
+}
+
+fn read_only_root(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("root")?;
+    let script = "touch /x 2>&1; touch /etc/x 2>&1; touch /dev/shm/ok && echo shm; touch /tmp/x 2>&1; true";
+    let mut config = cri::shell("c", script);
+    cri::security(&mut config).readonly_rootfs = true;
+    let out = pod.output(&config)?;
+    pod.remove()?;
+    equal("refused writes", out.matches("Read-only file system").count(), 3)?;
+    contains("/dev/shm", &out, "shm")
+}
+
+fn privileged_pod() -> pb::PodSandboxConfig {
+    let mut config = cri::pod_config("privileged");
+    config
+        .linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default()
+        .privileged = true;
+    config
+}
+
+fn privileged(env: &mut Env<'_>) -> Result<()> {
+    let pod = Pod::run(&env.cri()?, privileged_pod())?;
+    let said = status(&pod, |s| s.privileged = true)?;
+    let host = std::fs::read_to_string("/proc/self/status")?;
+    equal("CapEff", caps(&said, "CapEff")?, caps(&host, "CapBnd")?)?;
+    equal("Seccomp", field(&said, "Seccomp")?, "0")?;
+    let mut config = cri::shell(
+        "c",
+        "mount -t tmpfs x /mnt && touch /mnt/y && ls /dev/kmsg /dev/full && mount | grep '/sys '",
+    );
+    cri::security(&mut config).privileged = true;
+    let out = pod.output(&config)?;
+    ensure!(
+        !out.contains("(ro"),
+        "sysfs is read-only in a privileged container: {out}"
+    );
+    pod.remove()
+}
+
+fn privileged_needs_a_privileged_pod(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("plain")?);
+    let mut config = cri::shell("c", "true");
+    cri::security(&mut config).privileged = true;
+    let answer = cri.create(&pod.id, &pod.config, &config);
+    ensure!(
+        answer.is_err(),
+        "a privileged container was made in a pod that is not"
+    );
+    pod.remove()
+}
+
+fn open_file_limit(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("limit")?;
+    let out = pod.output(&cri::shell("c", "ulimit -Sn; ulimit -Hn; ulimit -c"))?;
+    pod.remove()?;
+    let limits: Vec<_> = out.lines().collect();
+    ensure!(limits.len() == 3, "{out:?}");
+    let soft: u64 = limits[0].parse()?;
+    ensure!(soft >= 1024, "soft limit of open files is {soft}");
+    Ok(())
+}
+
+fn devices_of_a_container(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("devices")?;
+    let script = "cd /dev; ls -A | sort | tr '\\n' ' '; head -c4 /dev/zero | od -An -tx1; head -c1 /dev/urandom | wc -c; \
+        echo x >/dev/full 2>/dev/null || echo full; readlink fd; stat -c %a null";
+    let out = pod.output(&cri::shell("c", script))?;
+    for name in "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero".split(' ') {
+        contains("devices", &out, name)?;
+    }
+    for (name, forbidden) in [
+        ("disks", "vda"),
+        ("memory", "kmem"),
+        ("kernel log", "kmsg"),
+        ("kvm", "kvm"),
+    ] {
+        ensure!(!out.contains(forbidden), "{name} are in /dev: {out}");
+    }
+    contains("contents", &out, "00 00 00 00\n1\nfull\n/proc/self/fd\n666")?;
+    pod.remove()
+}
+
+fn cgroup_is_seen_as_root(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("cgroup")?;
+    let out = pod.output(&cri::shell(
+        "c",
+        "grep ^0:: /proc/self/cgroup; ls /sys/fs/cgroup/cgroup.procs; mkdir /sys/fs/cgroup/x",
+    ));
+    let out = match out {
+        Ok(text) => anyhow::bail!("a container can make cgroups: {text}"),
+        Err(e) => format!("{e:#}"),
+    };
+    contains("cgroup", &out, "0::/\n")?;
+    contains("cgroup file system", &out, "/sys/fs/cgroup/cgroup.procs")?;
+    pod.remove()
+}
+
+fn nothing_of_podd_is_open(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("fds")?;
+    let out = pod.output(&cri::command("c", &["ls", "-l", "/proc/self/fd"]))?;
+    // Standard input, output, error, and the directory that ls itself reads.
+    let open = out.lines().filter(|l| l.contains(" -> ")).count();
+    ensure!(open == 4, "{open} open files: {out}");
+    let executable = pod.output(&cri::command("d", &["readlink", "/proc/1/exe"]))?;
+    equal("executable of process 1", executable.trim(), "/bin/busybox")?;
+    pod.remove()
+}
+
+fn host_proc_is_not_writable(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("proc")?;
+    let out = pod.output(&cri::shell("c", "mount | grep -E ' on /(proc|sys) '"))?;
+    pod.remove()?;
+    contains("sysfs", &out, "on /sys type sysfs (ro")?;
+    ensure!(
+        out.lines()
+            .filter(|l| l.contains(" /proc "))
+            .all(|l| l.contains("nosuid")),
+        "{out}"
+    );
+    Ok(())
+}
