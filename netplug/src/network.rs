@@ -224,6 +224,7 @@ impl Network {
                 return Ok(());
             }
             state.ipam.set_subnets(cidrs);
+            state.host_failure = None;
             state.host.take().is_some() || state.has_pods()
         };
         if was_set_up {
@@ -322,6 +323,8 @@ impl Inner {
                 state.host = Some(host.clone());
                 state.host_failure = None;
             }
+            // No subnet yet is no failure of the host, and `ready` sees it by itself.
+            Err(Error::NotReady) => {}
             Err(error) => state.host_failure = Some(error.to_string()),
         }
         result
