@@ -1,0 +1,17 @@
+#!/bin/sh
+# Removes podd from this machine. State and configuration stay unless --purge is given; drain the node first.
+set -eu
+[ "$(id -u)" = 0 ] || { echo "uninstall.sh: run as root" >&2; exit 1; }
+if [ -d /run/systemd/system ]; then
+    systemctl disable --now podd.service || true
+fi
+rm -f /usr/local/bin/podd /etc/systemd/system/podd.service /etc/systemd/system/kubelet.service.d/20-podd.conf
+rmdir /etc/systemd/system/kubelet.service.d 2>/dev/null || true
+[ ! -d /run/systemd/system ] || systemctl daemon-reload
+if [ "${1:-}" = --purge ]; then
+    if pgrep -x podinit >/dev/null; then
+        echo "uninstall.sh: pods still run; nothing purged" >&2
+        exit 1
+    fi
+    rm -rf /var/lib/podd /etc/podd /run/podd
+fi
