@@ -1,12 +1,12 @@
-//! Notices when links vanish.
+//! Notices when links or nftables tables vanish.
 //!
-//! Owns: the multicast socket and the reading of just enough of each notice: type, family and index, at fixed
+//! Owns: the multicast sockets and the reading of just enough of each notice: type, family and index, at fixed
 //! offsets. Full decoding would cost the daemon tens of microseconds for each of about ten notices per pod.
-//! Never: decides what a vanished link means.
+//! Never: decides what it means.
 
 use std::io;
 
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 
@@ -15,6 +15,10 @@ use crate::veth::is;
 
 const RTMGRP_LINK: u32 = 1;
 const RTM_DELLINK: u16 = 17;
+/// Group 7, NFNLGRP_NFTABLES.
+const NFTABLES_GROUP: u32 = 1 << 6;
+/// Subsystem 10 (nftables), message 2 (NFT_MSG_DELTABLE).
+const DELETE_TABLE: u16 = 10 << 8 | 2;
 const HEADER: usize = 16;
 /// The largest datagram the kernel sends.
 const DATAGRAM: usize = 32 * 1024;
@@ -28,30 +32,38 @@ const AF_UNSPEC: u8 = 0;
 pub(crate) enum Notice {
     /// The link of this index is gone.
     Gone(u32),
+    /// Some nftables table is gone.
+    TableGone,
     /// Notices were lost: look for yourself.
     Lost,
 }
 
-/// A socket that receives link notices of the namespace it was opened in.
+/// A socket that receives notices of the namespace it was opened in.
 pub(crate) struct Monitor {
     socket: TokioSocket,
     buffer: Vec<u8>,
 }
 
 impl Monitor {
-    /// Subscribes; from now on nothing is missed unless [`Notice::Lost`] says so.
-    pub(crate) fn open() -> Result<Self, Error> {
-        let connect = |source| Error::Connect {
-            what: "link notices",
-            source,
-        };
-        let mut socket = TokioSocket::new(NETLINK_ROUTE).map_err(connect)?;
+    /// Listens for links; from now on nothing is missed unless [`Notice::Lost`] says so.
+    pub(crate) fn links() -> Result<Self, Error> {
+        Self::open(NETLINK_ROUTE, RTMGRP_LINK, "link notices")
+    }
+
+    /// Listens for changes of the ruleset, by whomever.
+    pub(crate) fn tables() -> Result<Self, Error> {
+        Self::open(NETLINK_NETFILTER, NFTABLES_GROUP, "nftables notices")
+    }
+
+    fn open(protocol: isize, groups: u32, what: &'static str) -> Result<Self, Error> {
+        let connect = |source| Error::Connect { what, source };
+        let mut socket = TokioSocket::new(protocol).map_err(connect)?;
         if let Err(error) = socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER) {
-            tracing::debug!(%error, "the receive buffer of link notices stays small");
+            tracing::debug!(%error, what, "the receive buffer stays small");
         }
         socket
             .socket_mut()
-            .bind(&SocketAddr::new(0, RTMGRP_LINK))
+            .bind(&SocketAddr::new(0, groups))
             .map_err(connect)?;
         Ok(Self {
             socket,
@@ -59,7 +71,7 @@ impl Monitor {
         })
     }
 
-    /// Waits for the next datagram and returns what it says about vanished links.
+    /// Waits for the next datagram and returns what it says about vanished things.
     pub(crate) async fn next(&mut self) -> io::Result<Vec<Notice>> {
         self.buffer.clear();
         match self.socket.recv(&mut self.buffer).await {
@@ -80,6 +92,9 @@ fn notices(mut datagram: &[u8]) -> Vec<Notice> {
             && family == AF_UNSPEC
         {
             notices.push(Notice::Gone(index));
+        }
+        if kind == DELETE_TABLE {
+            notices.push(Notice::TableGone);
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or(&[]);
     }

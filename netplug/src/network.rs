@@ -140,7 +140,7 @@ impl Network {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(connect("links and addresses"))?;
         let route = Socket::open(netlink::ROUTE).map_err(connect("pod links"))?;
         let filter = nft::open().map_err(connect("nftables"))?;
-        let monitor = Monitor::open()?;
+        let (links, tables) = (Monitor::links()?, Monitor::tables()?);
         let inner = Arc::new(Inner {
             state: Mutex::new(State::new(sorted(&config.subnets))),
             config,
@@ -151,9 +151,13 @@ impl Network {
             setup: tokio::sync::Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         });
-        let watcher = tokio::spawn(watch(monitor, Arc::downgrade(&inner))).abort_handle();
-        let connection = tokio::spawn(connection).abort_handle();
-        lock(&inner.tasks).extend([watcher, connection]);
+        let weak = || Arc::downgrade(&inner);
+        let tasks = [
+            tokio::spawn(connection),
+            tokio::spawn(watch(links, weak())),
+            tokio::spawn(watch(tables, weak())),
+        ];
+        lock(&inner.tasks).extend(tasks.map(|task| task.abort_handle()));
         Ok(Self { inner })
     }
 
@@ -387,6 +391,26 @@ impl Inner {
         conntrack::flush(&mut filter, id, elements, Stale::Unmapped).map(|_| ())
     }
 
+    /// Makes podd's table again when it is needed and gone. Restarting a firewall flushes the whole ruleset, and
+    /// with it every pod's way out.
+    async fn restore_table(self: &Arc<Self>) {
+        let Some(host) = self.state().host.clone() else {
+            return;
+        };
+        let inner = Arc::clone(self);
+        let worker = tokio::task::spawn_blocking(move || {
+            let mut filter = inner.filter();
+            if table::exists(&mut filter)? {
+                return Ok(());
+            }
+            tracing::warn!("podd's nftables table was removed by someone else and is made again");
+            table::rebuild(&mut filter, &inner.wanted(host.ipv6)).map(|_| ())
+        });
+        if let Ok(Err(error)) = worker.await {
+            tracing::warn!(%error, "podd's nftables table cannot be made again");
+        }
+    }
+
     /// Looks which links are gone, after notices of it may have been missed.
     pub(crate) async fn resynchronise(&self) {
         match bridge::list(&self.handle).await {
@@ -415,13 +439,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Follows link notices as long as the network exists.
+/// Follows notices as long as the network exists.
 async fn watch(mut monitor: Monitor, inner: Weak<Inner>) {
     loop {
         let notices = match monitor.next().await {
             Ok(notices) => notices,
             Err(error) => {
-                tracing::error!(%error, "link notices end: addresses of stopped pods stay reserved");
+                tracing::error!(%error, "notices end: addresses of stopped pods stay reserved, a flushed table stays gone");
                 return;
             }
         };
@@ -429,7 +453,11 @@ async fn watch(mut monitor: Monitor, inner: Weak<Inner>) {
         for notice in notices {
             match notice {
                 Notice::Gone(index) => inner.state().link_gone(index),
-                Notice::Lost => inner.resynchronise().await,
+                Notice::TableGone => inner.restore_table().await,
+                Notice::Lost => {
+                    inner.resynchronise().await;
+                    inner.restore_table().await;
+                }
             }
         }
     }

@@ -216,6 +216,19 @@ pub(crate) fn commit(socket: &mut Socket<NetfilterMessage>, steps: &[Step]) -> R
     first_failure.map_or(Ok(()), Err)
 }
 
+/// Asks for the table; ENOENT when there is none.
+pub(crate) fn find_table(socket: &mut Socket<NetfilterMessage>) -> io::Result<()> {
+    let message = TableMessage {
+        attributes: vec![TableAttribute::Name(TABLE.to_owned())],
+    };
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
+    let message = NetfilterMessage::new(header, NfTablesMessage::GetTable(message));
+    socket
+        .batch(vec![Request::new(message, 0)])?
+        .into_iter()
+        .try_for_each(|outcome| outcome.result)
+}
+
 /// The error number of a refused batch.
 pub(crate) fn refusal(error: &Error) -> Option<rustix::io::Errno> {
     match error {

@@ -18,6 +18,7 @@ use crate::hostport::PortElement;
 use crate::netlink::Socket;
 use crate::nft::{self, Step};
 use crate::ruleset::{self, RulesetPlan};
+use crate::veth::is;
 
 /// What the table should hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +63,18 @@ pub(crate) fn remove(socket: &mut Socket<NetfilterMessage>) -> Result<(), Error>
             tracing::debug!(reason, "no nftables, so no table to remove");
             Ok(())
         }
+    }
+}
+
+/// Whether the table is there.
+pub(crate) fn exists(socket: &mut Socket<NetfilterMessage>) -> Result<bool, Error> {
+    match nft::find_table(socket) {
+        Ok(()) => Ok(true),
+        Err(source) if is(&source, Errno::NOENT) => Ok(false),
+        Err(source) => Err(Error::Exchange {
+            what: "podd's nftables table",
+            source,
+        }),
     }
 }
 
@@ -135,7 +148,7 @@ fn capable(result: Result<(), Error>) -> Result<Result<(), String>, Error> {
     ];
     match result {
         Ok(()) => Ok(Ok(())),
-        Err(Error::Nft { step, source }) if LACKING.iter().any(|errno| crate::veth::is(&source, *errno)) => {
+        Err(Error::Nft { step, source }) if LACKING.iter().any(|errno| is(&source, *errno)) => {
             Ok(Err(format!("{step}: {source}")))
         }
         Err(other) => Err(other),

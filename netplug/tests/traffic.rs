@@ -1,5 +1,7 @@
 //! Real traffic through pods' networks: who reaches whom, with which address.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod arena;
 
 use arena::{HOST4, HOST6, OUTSIDE4, OUTSIDE6, ask_udp, command, default_arena, port};
@@ -202,6 +204,11 @@ fn stale_udp_connections_do_not_survive_a_change_of_pod() {
             "stale entry from before the port"
         );
         arena.network.detach(&first.attachment).await.unwrap();
+        assert_eq!(
+            ask_udp(&client, HOST4, 5300).as_deref(),
+            Some("host"),
+            "stale entry after detach"
+        );
         let second = arena.pod("second", &ports).await;
         second.netns.serve_udp(53, "second");
         assert_eq!(
