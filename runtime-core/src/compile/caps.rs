@@ -95,6 +95,12 @@ impl CapSet {
         Self(all & Self::ALL.0)
     }
 
+    /// The set of a bit mask; bits without a name here are left out.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
     /// Bit mask.
     #[must_use]
     pub fn bits(self) -> u64 {

@@ -1,0 +1,171 @@
+//! The mounts of a container: podd's own, and those of the request, which win.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use oci_spec::runtime::Mount as OciMount;
+use runtime_core::compile::NestMount;
+use runtime_core::plan::FileKind;
+
+use super::Inputs;
+use crate::model::{Mount, MountSource, Propagation, ReadOnly, Share};
+
+/// Where podinit mounts the pod's /dev/shm in the nest.
+const NEST_SHM: &str = "/shm";
+
+/// File systems that are made for each container.
+const KERNEL: [(&str, &str, &[&str]); 4] = [
+    ("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+    (
+        "/dev",
+        "tmpfs",
+        &["nosuid", "strictatime", "mode=755", "size=65536k"],
+    ),
+    (
+        "/dev/pts",
+        "devpts",
+        &[
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+        ],
+    ),
+    ("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+];
+
+/// Those that a privileged container may write.
+const SYSTEM: [(&str, &str, &[&str]); 2] = [
+    ("/sys", "sysfs", &["nosuid", "noexec", "nodev"]),
+    (
+        "/sys/fs/cgroup",
+        "cgroup2",
+        &["nosuid", "noexec", "nodev", "relatime"],
+    ),
+];
+
+/// Files that the pod brings, unless the request does: a kubelet mounts its own /etc/hosts.
+const FILES: [(&str, &str); 3] = [
+    ("/etc/hosts", "hosts"),
+    ("/etc/hostname", "hostname"),
+    ("/etc/resolv.conf", "resolv.conf"),
+];
+
+/// All mounts in the order in which they are made, and which of them come from the nest.
+///
+/// File systems of the kernel come first; binds follow from the root down, in request order where two are as deep,
+/// so that none hides another (the order of containerd). A mount of the request replaces podd's own at the same
+/// place and below it.
+pub(super) fn mounts(inputs: &Inputs<'_>) -> (Vec<OciMount>, BTreeMap<PathBuf, NestMount>) {
+    let security = &inputs.container.security;
+    let requested: BTreeSet<&str> = inputs
+        .container
+        .mounts
+        .iter()
+        .map(|m| m.container_path.as_str())
+        .collect();
+    let below = |path: &str| {
+        let above = path
+            .match_indices('/')
+            .skip(1)
+            .map(|(slash, _)| path.get(..slash).unwrap_or_default());
+        above.chain([path]).any(|prefix| requested.contains(prefix))
+    };
+
+    let access = if security.privileged { "rw" } else { "ro" };
+    let kernel = KERNEL
+        .iter()
+        .map(|mount| (mount, None))
+        .chain(SYSTEM.iter().map(|mount| (mount, Some(access))));
+    let mut mounts: Vec<OciMount> = kernel
+        .filter(|((path, ..), _)| !below(path))
+        .map(|((path, kind, options), access)| oci(path, kind, kind, options.iter().copied().chain(access)))
+        .collect();
+
+    let mut nest = BTreeMap::new();
+    let mut binds = Vec::new();
+    if !below("/dev/shm") {
+        binds.push(shm(inputs, &mut nest));
+    }
+    let file_access = if security.readonly_rootfs { "ro" } else { "rw" };
+    for (path, name) in FILES.iter().filter(|(path, _)| !requested.contains(path)) {
+        let source = NestMount {
+            path: format!("{}/{name}", inputs.files.nest_dir),
+            kind: FileKind::File,
+        };
+        nest.insert(PathBuf::from(path), source);
+        let host = format!("{}/{name}", inputs.files.host_dir);
+        binds.push(oci(path, "bind", &host, ["rbind", "rprivate", file_access]));
+    }
+    binds.extend(inputs.container.mounts.iter().filter_map(bind));
+    binds.sort_by_key(|mount| mount.destination().components().count());
+    mounts.append(&mut binds);
+    (mounts, nest)
+}
+
+/// The pod's shared memory, or the node's for a pod in the node's ipc namespace.
+fn shm(inputs: &Inputs<'_>, nest: &mut BTreeMap<PathBuf, NestMount>) -> OciMount {
+    let source = match inputs.pod.namespaces.ipc {
+        Share::Node => "/dev/shm",
+        Share::Pod => {
+            let source = NestMount {
+                path: NEST_SHM.to_owned(),
+                kind: FileKind::Directory,
+            };
+            nest.insert(PathBuf::from("/dev/shm"), source);
+            NEST_SHM
+        }
+    };
+    oci(
+        "/dev/shm",
+        "bind",
+        source,
+        ["rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"],
+    )
+}
+
+/// A bind mount of the request.
+fn bind(mount: &Mount) -> Option<OciMount> {
+    // Image volumes are refused when the request is parsed.
+    let MountSource::Host(source) = &mount.source else {
+        return None;
+    };
+    let propagation = match mount.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    let access = match mount.readonly {
+        ReadOnly::No => "rw",
+        ReadOnly::Top => "ro",
+        ReadOnly::Recursive => "rro",
+    };
+    let restrictions = [
+        (mount.options.noexec, "noexec"),
+        (mount.options.nodev, "nodev"),
+        (mount.options.nosuid, "nosuid"),
+    ];
+    let restrictions = restrictions
+        .into_iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, option)| option);
+    let options = ["rbind", propagation, access].into_iter().chain(restrictions);
+    Some(oci(&mount.container_path, "bind", source, options))
+}
+
+fn oci<'a>(
+    destination: &str,
+    kind: &str,
+    source: &str,
+    options: impl IntoIterator<Item = &'a str>,
+) -> OciMount {
+    let mut mount = OciMount::default();
+    mount
+        .set_destination(PathBuf::from(destination))
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(PathBuf::from(source)))
+        .set_options(Some(options.into_iter().map(str::to_owned).collect()));
+    mount
+}

@@ -1,0 +1,55 @@
+//! The process of a spec.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{PosixRlimitBuilder, PosixRlimitType, Process, User};
+use runtime_core::compile::Who;
+
+use super::{Inputs, SpecError, command, security, user};
+
+/// Open files: what systemd gives a service since v240. An inherited "infinity" made programs that walk all
+/// descriptors crawl (pains.md, P21).
+const NOFILE: (u64, u64) = (1024, 524_288);
+
+pub(super) fn process(inputs: &Inputs<'_>, env: &[Vec<u8>]) -> Result<Process, SpecError> {
+    let container = inputs.container;
+    let nofile = PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(NOFILE.0)
+        .hard(NOFILE.1)
+        .build()
+        .map_err(|error| SpecError::Oci(error.to_string()))?;
+    let printable = env
+        .iter()
+        .map(|variable| String::from_utf8_lossy(variable).into_owned());
+
+    let mut process = Process::default();
+    process
+        .set_terminal(Some(container.tty))
+        .set_user(numbers(inputs)?)
+        .set_args(Some(command::arguments(inputs)?))
+        .set_env(Some(printable.collect()))
+        .set_cwd(PathBuf::from(command::directory(inputs)?))
+        .set_capabilities(Some(security::capabilities(inputs)?))
+        .set_rlimits(Some(vec![nofile]))
+        .set_no_new_privileges(Some(container.security.no_new_privs))
+        .set_apparmor_profile(security::apparmor(inputs))
+        .set_oom_score_adj(Some(container.resources.oom_score_adj));
+    Ok(process)
+}
+
+/// The user as far as numbers say it; names are resolved in the container and reported from there.
+fn numbers(inputs: &Inputs<'_>) -> Result<User, SpecError> {
+    let identity = user::identity(inputs)?;
+    let number = |who: &Who| if let Who::Id(id) = who { *id } else { 0 };
+    let mut user = User::default();
+    user.set_uid(number(&identity.user));
+    user.set_gid(number(&identity.group));
+    if !identity.groups.is_empty() {
+        user.set_additional_gids(Some(identity.groups));
+    }
+    if let Who::Name(name) = identity.user {
+        user.set_username(Some(name));
+    }
+    Ok(user)
+}
