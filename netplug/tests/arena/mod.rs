@@ -200,21 +200,6 @@ impl Arena {
         let names = names.map(|name| name.split('@').next().unwrap_or(name).to_owned());
         names.filter(|name| name.starts_with("pd")).collect()
     }
-
-    /// Elements of the port maps.
-    pub fn port_elements(&self) -> usize {
-        command("nft list table inet podd").matches("comment \"").count()
-            - command("nft list table inet podd")
-                .matches("masquerade comment")
-                .count()
-            - command("nft list table inet podd")
-                .lines()
-                .filter(|line| line.contains(" dnat "))
-                .count()
-            - command("nft list table inet podd")
-                .matches("drop comment")
-                .count()
-    }
 }
 
 pub fn port(protocol: Protocol, host_port: u16, container_port: u16, host_ip: Option<&str>) -> PortMapping {
