@@ -1,0 +1,498 @@
+//! The configuration: one TOML file, read once, into a typed tree.
+//!
+//! Owns every key, its default and the error that names file and line. Reads no environment, changes nothing on
+//! the host, and is never written back. Every key is described in `docs/config.md`; a test holds that.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+pub use podd_netplug::Subnet;
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration is looked for when the command line names no file.
+pub const DEFAULT_PATH: &str = "/etc/podd/config.toml";
+
+/// The whole configuration. A value that was loaded has passed every check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Unix socket on which the CRI is served.
+    pub socket: PathBuf,
+    /// What must survive a restart of podd: images, layers and records.
+    pub state_dir: PathBuf,
+    /// What may vanish at a reboot: the lock file and the sockets of podinit.
+    pub run_dir: PathBuf,
+    /// Logging of the daemon itself.
+    pub log: Log,
+    /// Control groups.
+    pub cgroup: Cgroup,
+    /// The built-in pod network.
+    pub network: Network,
+    /// The local image store.
+    pub images: Images,
+    /// Registries and their mirrors.
+    pub registries: Registries,
+    /// How long podd waits for others.
+    pub timeouts: Timeouts,
+    /// Upper bounds.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/podd/podd.sock"),
+            state_dir: PathBuf::from("/var/lib/podd"),
+            run_dir: PathBuf::from("/run/podd"),
+            log: Log::default(),
+            cgroup: Cgroup::default(),
+            network: Network::default(),
+            images: Images::default(),
+            registries: Registries::default(),
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Logging of the daemon itself; container logs are the kubelet's affair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A level, or directives such as `info,podd_images=debug`.
+    pub level: String,
+    /// Where lines go and in what shape.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Auto,
+        }
+    }
+}
+
+/// Where log lines go and in what shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// `journald` when standard error is connected to the journal, `stderr` otherwise.
+    Auto,
+    /// The journal's native protocol, fields kept apart.
+    Journald,
+    /// One line of text per event on standard error.
+    Stderr,
+    /// One JSON object per event on standard error.
+    Json,
+}
+
+/// Control groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cgroup {
+    /// Who makes the cgroups of pods.
+    pub driver: CgroupDriver,
+    /// Where the cgroup v2 hierarchy is mounted.
+    pub root: PathBuf,
+    /// Parent of pods that name none, as seen from `root`.
+    pub default_parent: String,
+}
+
+impl Default for Cgroup {
+    fn default() -> Self {
+        Self {
+            driver: CgroupDriver::Auto,
+            root: PathBuf::from("/sys/fs/cgroup"),
+            default_parent: "/podd".to_owned(),
+        }
+    }
+}
+
+/// Who makes the cgroups of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// `systemd` where systemd is process 1, `cgroupfs` elsewhere.
+    Auto,
+    /// podd makes directories itself.
+    Cgroupfs,
+    /// systemd makes one delegated scope per pod.
+    Systemd,
+}
+
+/// The built-in pod network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Name of the bridge that joins the pods.
+    pub bridge: String,
+    /// Who names the ranges of pod addresses.
+    pub subnet_source: SubnetSource,
+    /// Ranges of pod addresses, at most one of each family.
+    pub subnets: Vec<Subnet>,
+    /// MTU of pod interfaces; 0 takes that of the uplink.
+    pub mtu: u32,
+    /// Whether traffic that leaves the node is given the node's address.
+    pub masquerade: bool,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            bridge: "podd0".to_owned(),
+            subnet_source: SubnetSource::Config,
+            subnets: podd_netplug::NetConfig::default().subnets,
+            mtu: 0,
+            masquerade: true,
+        }
+    }
+}
+
+/// Who names the ranges of pod addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SubnetSource {
+    /// `network.subnets`, until a kubelet sends others.
+    Config,
+    /// Only the kubelet; the network is not ready before it has.
+    Kubelet,
+}
+
+/// The local image store.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// References that the kubelet's garbage collection must keep.
+    pub pinned: Vec<String>,
+}
+
+/// Registries and their mirrors.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registries {
+    /// Registry host, as in image references, to where it is really fetched from.
+    pub mirrors: BTreeMap<String, Mirror>,
+}
+
+/// Where one registry is really fetched from.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mirror {
+    /// URLs in the order they are tried; plain HTTP only where the URL says `http://`.
+    pub endpoints: Vec<String>,
+}
+
+/// How long podd waits for others, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// For processes to vanish after they were killed.
+    pub kill_seconds: u32,
+    /// For a container to be built up to its start gate.
+    pub create_seconds: u32,
+    /// For requests still being answered when podd is told to stop.
+    pub drain_seconds: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            kill_seconds: 30,
+            create_seconds: 120,
+            drain_seconds: 10,
+        }
+    }
+}
+
+/// Upper bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of standard output, and of standard error, that ExecSync returns; the rest is discarded.
+    pub exec_sync_output_bytes: u32,
+    /// Largest message sent or received on the CRI socket.
+    pub grpc_message_bytes: u32,
+    /// Open files of a container: the soft limit.
+    pub nofile_soft: u64,
+    /// Open files of a container: the hard limit.
+    pub nofile_hard: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            exec_sync_output_bytes: 16 << 20,
+            grpc_message_bytes: 80 << 20,
+            nofile_soft: 1024,
+            nofile_hard: 524_288,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key or value that podd does not know.
+    #[error("{}:{line}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// Each value can be read, but one makes no sense.
+    #[error("{}: {key}: {reason}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, dotted.
+        key: &'static str,
+        /// Why the value is refused.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads `path`, or the default file where there is one, or else the defaults.
+    ///
+    /// # Errors
+    /// A file that was named must exist; any file must be whole and sensible.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, named) = match path {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_PATH), false),
+        };
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !named => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Reads a configuration from text; `path` is only named in errors.
+    ///
+    /// # Errors
+    /// The first line that is no TOML, names an unknown key or has a value that makes no sense.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|e| {
+            let start = e.span().map_or(0, |span| span.start.min(text.len()));
+            let line = 1 + text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count();
+            ConfigError::Parse {
+                path: path.to_owned(),
+                line,
+                message: one_line(e.message()),
+            }
+        })?;
+        match config.objection() {
+            None => Ok(config),
+            Some((key, reason)) => Err(ConfigError::Value {
+                path: path.to_owned(),
+                key,
+                reason,
+            }),
+        }
+    }
+
+    /// The configuration as TOML, every key present.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("the tree holds only what TOML can say")
+    }
+
+    /// The first key whose value makes no sense, and why.
+    fn objection(&self) -> Option<(&'static str, String)> {
+        let paths = [
+            ("socket", &self.socket),
+            ("state_dir", &self.state_dir),
+            ("run_dir", &self.run_dir),
+            ("cgroup.root", &self.cgroup.root),
+        ];
+        for (key, path) in paths {
+            if !path.is_absolute() {
+                return Some((key, format!("{} is not an absolute path", path.display())));
+            }
+        }
+        if let Err(e) = crate::telemetry::filter(&self.log.level) {
+            return Some(("log.level", e.to_string()));
+        }
+        if !self.cgroup.default_parent.starts_with('/') || self.cgroup.default_parent.contains("..") {
+            return Some((
+                "cgroup.default_parent",
+                "must start with / and stay below cgroup.root".to_owned(),
+            ));
+        }
+        // IFNAMSIZ in linux/if.h: 16 bytes with the final NUL.
+        if self.network.bridge.is_empty()
+            || self.network.bridge.len() > 15
+            || self.network.bridge.contains('/')
+        {
+            return Some((
+                "network.bridge",
+                "a link name has 1 to 15 bytes and no /".to_owned(),
+            ));
+        }
+        let v4 = self.network.subnets.iter().filter(|s| s.is_ipv4()).count();
+        if v4 > 1 || self.network.subnets.len() - v4 > 1 {
+            return Some(("network.subnets", "at most one range of each family".to_owned()));
+        }
+        if self.network.subnet_source == SubnetSource::Config && self.network.subnets.is_empty() {
+            return Some((
+                "network.subnets",
+                "must name a range unless subnet_source is kubelet".to_owned(),
+            ));
+        }
+        if self.network.mtu != 0 && !(1280..=65_535).contains(&self.network.mtu) {
+            return Some((
+                "network.mtu",
+                "must be 0 or 1280 to 65535, the least that IPv6 allows".to_owned(),
+            ));
+        }
+        for (host, mirror) in &self.registries.mirrors {
+            let bad = mirror
+                .endpoints
+                .iter()
+                .find(|e| !e.starts_with("http://") && !e.starts_with("https://"));
+            if let Some(endpoint) = bad {
+                let reason = format!("{host}: {endpoint:?} must start with https:// or http://");
+                return Some(("registries.mirrors", reason));
+            }
+        }
+        if self.limits.nofile_soft > self.limits.nofile_hard {
+            return Some(("limits.nofile_soft", "is above limits.nofile_hard".to_owned()));
+        }
+        if self.limits.grpc_message_bytes < 4 << 20 {
+            return Some(("limits.grpc_message_bytes", "must be at least 4194304".to_owned()));
+        }
+        if self.limits.exec_sync_output_bytes > self.limits.grpc_message_bytes / 2 {
+            let reason = "two streams of this size must fit into limits.grpc_message_bytes".to_owned();
+            return Some(("limits.exec_sync_output_bytes", reason));
+        }
+        None
+    }
+}
+
+/// The message of a parser, which may span lines, on one.
+fn one_line(message: &str) -> String {
+    message
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/podd/config.toml"))
+    }
+
+    #[test]
+    fn the_printed_default_reads_back() {
+        let text = Config::default().to_toml();
+        assert_eq!(parse(&text).unwrap(), Config::default());
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_file_and_line() {
+        let e = parse("socket = \"/a\"\n[log]\nlevel = \"info\"\ncolour = true\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            e.starts_with("/etc/podd/config.toml:4: unknown field `colour`"),
+            "{e}"
+        );
+        let e = parse("socket = \"/a\"\nstate = \"/b\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            e.starts_with("/etc/podd/config.toml:2: unknown field `state`"),
+            "{e}"
+        );
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        for (text, want) in [
+            ("[log]\nlevel = \"podd=loud\"", "log.level"),
+            (
+                "socket = \"podd.sock\"",
+                "socket: podd.sock is not an absolute path",
+            ),
+            ("[network]\nsubnets = [\"10.0.0.0\"]", ":2: "),
+            ("[network]\nsubnets = [\"10.0.0.0/32\"]", ":2: "),
+            (
+                "[network]\nsubnets = [\"10.0.0.0/8\", \"11.0.0.0/8\"]",
+                "at most one range of each family",
+            ),
+            ("[network]\nsubnets = []", "unless subnet_source is kubelet"),
+            (
+                "[network]\nbridge = \"a-name-that-is-too-long\"",
+                "network.bridge",
+            ),
+            ("[network]\nmtu = 100", "network.mtu"),
+            (
+                "[registries.mirrors.\"a.b\"]\nendpoints = [\"ftp://x\"]",
+                "registries.mirrors: a.b: \"ftp://x\"",
+            ),
+            (
+                "[limits]\nnofile_soft = 10\nnofile_hard = 9",
+                "limits.nofile_soft",
+            ),
+            (
+                "[limits]\nexec_sync_output_bytes = 83886080",
+                "limits.exec_sync_output_bytes",
+            ),
+            ("[cgroup]\ndriver = \"sysd\"", ":2: unknown variant `sysd`"),
+            ("[cgroup]\ndefault_parent = \"podd\"", "cgroup.default_parent"),
+        ] {
+            let e = parse(text).unwrap_err().to_string();
+            assert!(e.contains(want), "{text}: {e}");
+        }
+        parse("[network]\nsubnets = []\nsubnet_source = \"kubelet\"").unwrap();
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let e = Config::load(Some(Path::new("/nonexistent/podd.toml")))
+            .unwrap_err()
+            .to_string();
+        assert!(e.starts_with("cannot read /nonexistent/podd.toml: "), "{e}");
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let docs = include_str!("../../docs/config.md");
+        let tree: toml::Table = Config::default().to_toml().parse().unwrap();
+        let mut missing = Vec::new();
+        for (key, value) in &tree {
+            match value {
+                toml::Value::Table(section) => {
+                    let keys = section.keys().map(|k| format!("{key}.{k}"));
+                    missing.extend(keys.filter(|k| !docs.contains(&format!("`{k}`"))));
+                }
+                _ if docs.contains(&format!("`{key}`")) => {}
+                _ => missing.push(key.clone()),
+            }
+        }
+        assert!(missing.is_empty(), "docs/config.md does not describe {missing:?}");
+    }
+}
