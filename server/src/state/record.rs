@@ -1,0 +1,503 @@
+//! The records of pods and containers on disk.
+//!
+//! Owns their JSON and the directories they live in; decides nothing about them. Every call blocks.
+//!
+//! ```text
+//! <state_dir>/boot-id                                     boot of the daemon that wrote last
+//! <state_dir>/pods/<pod id>/pod.json                      PodRecord
+//! <state_dir>/pods/<pod id>/containers/<id>/container.json  ContainerRecord
+//! <state_dir>/quarantine/<id>.<n>                         what could not be read, for people
+//! <state_dir>/trash/                                      what is being deleted
+//! ```
+//!
+//! A record is written beside its place and renamed over it, without fsync: it need not outlive the machine
+//! (docs/state.md). The request of the CRI client is kept whole, as it was encoded, in base64; the other fields
+//! are what podd added, and what people want to read.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Serialize};
+
+use super::phase::{ContainerPhase, Nanos, PodPhase};
+use crate::model::{ContainerId, PodId, StopSignal};
+
+/// The format this podd writes, and the only one it reads so far.
+pub const VERSION: u32 = 1;
+
+/// Bytes, in JSON as base64.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Encoded(pub Vec<u8>);
+
+impl TryFrom<String> for Encoded {
+    type Error = base64::DecodeError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        BASE64.decode(text).map(Self)
+    }
+}
+
+impl From<Encoded> for String {
+    fn from(bytes: Encoded) -> Self {
+        BASE64.encode(bytes.0)
+    }
+}
+
+/// A process, safe against reuse of its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessRef {
+    /// Its number in the initial pid namespace.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot: field 22 of /proc/pid/stat.
+    pub start_time: u64,
+}
+
+/// What podd remembers of a pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodRecord {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The pod's id.
+    pub id: PodId,
+    /// Boot of the kernel that the pod lives in; after a reboot nothing of it exists.
+    pub boot_id: String,
+    /// Name, namespace, uid and attempt as the kubelet gave them, for people.
+    pub name: String,
+    /// See `name`.
+    pub namespace: String,
+    /// See `name`.
+    pub uid: String,
+    /// See `name`.
+    pub attempt: u32,
+    /// The runtime handler that was asked for, empty for the default.
+    pub runtime_handler: String,
+    /// When the pod was asked for.
+    pub created_at: Nanos,
+    /// Where it is in its life.
+    pub phase: PodPhase,
+    /// Creating it failed and so did taking it back: it holds no name, and removing it tries again.
+    #[serde(default)]
+    pub leftover: bool,
+    /// Fingerprint of the request, which tells a retry from a changed request.
+    pub fingerprint: String,
+    /// The RunPodSandboxRequest.
+    pub request: Encoded,
+    /// Its cgroup, seen from the root of the hierarchy.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    /// Its place in the network; none for host-network pods and after it was given back.
+    #[serde(default)]
+    pub attachment: Option<podd_netplug::Attachment>,
+    /// Its podinit.
+    #[serde(default)]
+    pub podinit: Option<ProcessRef>,
+    /// The next container of this pod gets this handle; handles are never used twice.
+    #[serde(default)]
+    pub next_handle: u32,
+}
+
+/// Who the application runs as, resolved from the request and the image's own passwd and group files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// What podd remembers of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerRecord {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The container's id.
+    pub id: ContainerId,
+    /// The pod it belongs to.
+    pub pod: PodId,
+    /// Boot of the kernel that the container lives in.
+    pub boot_id: String,
+    /// The number by which podinit knows it, unique in the pod.
+    pub handle: u32,
+    /// Name and attempt as the kubelet gave them, for people.
+    pub name: String,
+    /// See `name`.
+    pub attempt: u32,
+    /// When the container was asked for.
+    pub created_at: Nanos,
+    /// Where it is in its life.
+    pub phase: ContainerPhase,
+    /// Creating it failed and so did taking it back: it holds no name, and removing it tries again.
+    #[serde(default)]
+    pub leftover: bool,
+    /// Fingerprint of the request, which tells a retry from a changed request.
+    pub fingerprint: String,
+    /// The CreateContainerRequest.
+    pub request: Encoded,
+    /// Id of the image: the digest of its configuration, `sha256:…`.
+    pub image_id: String,
+    /// The image's first repository digest, or its id where it has none.
+    pub image_ref: String,
+    /// Its layers, lowest first, as the image store names them.
+    pub layers: Vec<u64>,
+    /// Its log file, where the pod has a log directory.
+    #[serde(default)]
+    pub log_path: Option<PathBuf>,
+    /// Its cgroup, seen from the root of the hierarchy.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    /// The signal that asks it to stop, from the request or the image.
+    pub stop_signal: StopSignal,
+    /// Who its application runs as, once that is resolved.
+    #[serde(default)]
+    pub identity: Option<Identity>,
+}
+
+/// Why a record could not be written, read or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file system refused.
+    #[error("cannot {verb} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The record is no JSON of the expected shape.
+    #[error("cannot make sense of {}: {source}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The record was written by a newer podd.
+    #[error("{} has version {found}, this podd reads {VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The record is about something else than its directory says.
+    #[error("{} is the record of another id", path.display())]
+    Misplaced {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl RecordError {
+    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io {
+            verb,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// The file or directory it is about.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. }
+            | Self::Shape { path, .. }
+            | Self::Version { path, .. }
+            | Self::Misplaced { path } => path,
+        }
+    }
+}
+
+/// A directory tree of records.
+#[derive(Debug, Clone)]
+pub struct Records {
+    root: PathBuf,
+}
+
+impl Records {
+    /// Opens the records below `state_dir`, making the directories where they are missing.
+    ///
+    /// # Errors
+    /// A directory cannot be made.
+    pub fn open(state_dir: &Path) -> Result<Self, RecordError> {
+        make_dir(state_dir, 0o711)?;
+        for name in ["pods", "quarantine", "trash"] {
+            make_dir(&state_dir.join(name), 0o700)?;
+        }
+        Ok(Self {
+            root: state_dir.to_owned(),
+        })
+    }
+
+    /// The directory of all pods.
+    #[must_use]
+    pub fn pods_dir(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// The directory of a pod; what belongs to the pod alone lives in it and is deleted with it.
+    #[must_use]
+    pub fn pod_dir(&self, pod: &PodId) -> PathBuf {
+        self.pods_dir().join(pod.as_str())
+    }
+
+    /// The directory of a container; what belongs to it alone lives in it and is deleted with it.
+    #[must_use]
+    pub fn container_dir(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.pod_dir(pod).join("containers").join(container.as_str())
+    }
+
+    /// Writes the record of a pod.
+    ///
+    /// # Errors
+    /// The file system refused; the former record is whole.
+    pub fn save_pod(&self, record: &PodRecord) -> Result<(), RecordError> {
+        save(&self.pod_dir(&record.id), "pod.json", record)
+    }
+
+    /// Writes the record of a container.
+    ///
+    /// # Errors
+    /// The file system refused; the former record is whole.
+    pub fn save_container(&self, record: &ContainerRecord) -> Result<(), RecordError> {
+        save(
+            &self.container_dir(&record.pod, &record.id),
+            "container.json",
+            record,
+        )
+    }
+
+    /// Deletes a pod with all that is in its directory; one that is unknown counts as deleted.
+    ///
+    /// # Errors
+    /// The file system refused. The record is gone all the same once it was moved out of the way.
+    pub fn delete_pod(&self, pod: &PodId) -> Result<(), RecordError> {
+        self.delete(&self.pod_dir(pod), pod.as_str())
+    }
+
+    /// Deletes a container with all that is in its directory; one that is unknown counts as deleted.
+    ///
+    /// # Errors
+    /// As for [`Records::delete_pod`].
+    pub fn delete_container(&self, pod: &PodId, container: &ContainerId) -> Result<(), RecordError> {
+        self.delete(&self.container_dir(pod, container), container.as_str())
+    }
+
+    /// One rename takes a tree away from its place, so that no half-deleted one is ever found there.
+    fn delete(&self, dir: &Path, name: &str) -> Result<(), RecordError> {
+        let trash = self.root.join("trash").join(name);
+        remove_tree(&trash)?;
+        match fs::rename(dir, &trash) {
+            Ok(()) => remove_tree(&trash),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(RecordError::io("move to the trash", dir)(e)),
+        }
+    }
+
+    /// Deletes what an earlier daemon could not finish deleting.
+    ///
+    /// # Errors
+    /// The first tree that resists.
+    pub fn empty_trash(&self) -> Result<(), RecordError> {
+        for name in list(&self.root.join("trash"))? {
+            remove_tree(&self.root.join("trash").join(name))?;
+        }
+        Ok(())
+    }
+
+    /// The ids of the pods on disk, in order.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn pod_names(&self) -> Result<Vec<String>, RecordError> {
+        list(&self.pods_dir())
+    }
+
+    /// The ids of a pod's containers on disk, in order.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn container_names(&self, pod: &PodId) -> Result<Vec<String>, RecordError> {
+        list(&self.pod_dir(pod).join("containers"))
+    }
+
+    /// Reads the record of the pod whose directory has this name.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not what its place says.
+    pub fn load_pod(&self, name: &str) -> Result<PodRecord, RecordError> {
+        let path = self.pods_dir().join(name).join("pod.json");
+        let record: PodRecord = load(&path)?;
+        if record.id.as_str() == name {
+            Ok(record)
+        } else {
+            Err(RecordError::Misplaced { path })
+        }
+    }
+
+    /// Reads the record of the container whose directory has this name.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not what its place says.
+    pub fn load_container(&self, pod: &PodId, name: &str) -> Result<ContainerRecord, RecordError> {
+        let path = self
+            .pod_dir(pod)
+            .join("containers")
+            .join(name)
+            .join("container.json");
+        let record: ContainerRecord = load(&path)?;
+        if record.id.as_str() == name && record.pod == *pod {
+            Ok(record)
+        } else {
+            Err(RecordError::Misplaced { path })
+        }
+    }
+
+    /// Moves the directory of an unreadable record to the quarantine, and says where it is now.
+    ///
+    /// # Errors
+    /// The file system refused.
+    pub fn quarantine(&self, dir: &Path) -> Result<PathBuf, RecordError> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for n in 0..u32::MAX {
+            let place = self.root.join("quarantine").join(format!("{name}.{n}"));
+            if !place.exists() {
+                fs::rename(dir, &place).map_err(RecordError::io("quarantine", dir))?;
+                return Ok(place);
+            }
+        }
+        Err(RecordError::io("quarantine", dir)(
+            io::ErrorKind::AlreadyExists.into(),
+        ))
+    }
+
+    /// Moves the directory of a record that nobody needs to the trash and deletes it.
+    ///
+    /// # Errors
+    /// The file system refused.
+    pub fn drop_dir(&self, dir: &Path) -> Result<(), RecordError> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.delete(dir, &name)
+    }
+
+    /// The boot of the daemon that wrote last; none where nobody ever wrote.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub fn last_boot(&self) -> Result<Option<String>, RecordError> {
+        let path = self.root.join("boot-id");
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(RecordError::io("read", &path)(e)),
+        }
+    }
+
+    /// Notes that records are of this boot from now on.
+    ///
+    /// # Errors
+    /// The file system refused.
+    pub fn set_boot(&self, boot_id: &str) -> Result<(), RecordError> {
+        replace(&self.root, "boot-id", format!("{boot_id}\n").as_bytes())
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), RecordError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(RecordError::io("make", path))
+}
+
+fn save<T: Serialize>(dir: &Path, name: &str, record: &T) -> Result<(), RecordError> {
+    let mut text = serde_json::to_vec(record).map_err(|source| RecordError::Shape {
+        path: dir.join(name),
+        source,
+    })?;
+    text.push(b'\n');
+    match replace(dir, name, &text) {
+        Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            make_dir(dir, 0o700)?;
+            replace(dir, name, &text)
+        }
+        done => done,
+    }
+}
+
+/// Writes a file beside its place and renames it over the old one.
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RecordError> {
+    let new = dir.join(format!("{name}.new"));
+    let open = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new);
+    let mut file = open.map_err(RecordError::io("create", &new))?;
+    file.write_all(bytes).map_err(RecordError::io("write", &new))?;
+    let place = dir.join(name);
+    fs::rename(&new, &place).map_err(RecordError::io("replace", &place))
+}
+
+fn load<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
+    #[derive(Deserialize)]
+    struct Header {
+        version: u32,
+    }
+    let bytes = fs::read(path).map_err(RecordError::io("read", path))?;
+    let shape = |source| RecordError::Shape {
+        path: path.to_owned(),
+        source,
+    };
+    let header: Header = serde_json::from_slice(&bytes).map_err(shape)?;
+    if header.version != VERSION {
+        return Err(RecordError::Version {
+            path: path.to_owned(),
+            found: header.version,
+        });
+    }
+    serde_json::from_slice(&bytes).map_err(shape)
+}
+
+fn list(dir: &Path) -> Result<Vec<String>, RecordError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(RecordError::io("list", dir)(e)),
+    };
+    let names = entries.map(|e| e.map(|e| e.file_name().to_string_lossy().into_owned()));
+    let mut names: Vec<String> = names
+        .collect::<io::Result<_>>()
+        .map_err(RecordError::io("list", dir))?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn remove_tree(path: &Path) -> Result<(), RecordError> {
+    let gone = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match gone {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(RecordError::io("delete", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,169 @@
+//! Tests of the records, and the pods and containers that other tests of this crate are about.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::cri::request;
+use crate::engine::inflight::Fingerprint;
+use crate::model::StopSignal;
+use crate::state::recover::Decode;
+use crate::state::store::{Container, Pod};
+use podd_proto::v1;
+use prost::Message as _;
+
+/// How tests read requests: as the daemon does.
+pub(crate) const DECODE: Decode = request::DECODE;
+
+/// A pod that is being created.
+pub(crate) fn pod(name: &str, attempt: u32) -> Pod {
+    let metadata = v1::PodSandboxMetadata {
+        name: name.to_owned(),
+        uid: format!("uid-{name}"),
+        namespace: "default".to_owned(),
+        attempt,
+    };
+    let config = v1::PodSandboxConfig {
+        metadata: Some(metadata),
+        labels: [("app".to_owned(), name.to_owned())].into(),
+        log_directory: "/var/log/pods/x".to_owned(),
+        ..Default::default()
+    };
+    let request = v1::RunPodSandboxRequest {
+        config: Some(config),
+        ..Default::default()
+    }
+    .encode_to_vec();
+    let config = (DECODE.pod)(&request).unwrap();
+    let record = PodRecord {
+        version: VERSION,
+        id: PodId::random().unwrap(),
+        boot_id: "boot".to_owned(),
+        name: name.to_owned(),
+        namespace: "default".to_owned(),
+        uid: format!("uid-{name}"),
+        attempt,
+        runtime_handler: String::new(),
+        created_at: 1_000,
+        phase: PodPhase::Creating,
+        leftover: false,
+        fingerprint: Fingerprint::of(&request).to_string(),
+        request: Encoded(request),
+        cgroup: None,
+        attachment: None,
+        podinit: None,
+        next_handle: 0,
+    };
+    Pod {
+        record,
+        config: Arc::new(config),
+    }
+}
+
+/// A container that is being created.
+pub(crate) fn container(pod: &Pod, name: &str) -> Container {
+    let config = v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata {
+            name: name.to_owned(),
+            attempt: 0,
+        }),
+        image: Some(v1::ImageSpec {
+            image: "busybox:1".to_owned(),
+            ..Default::default()
+        }),
+        labels: [("role".to_owned(), name.to_owned())].into(),
+        log_path: format!("{name}/0.log"),
+        ..Default::default()
+    };
+    let request = v1::CreateContainerRequest {
+        pod_sandbox_id: pod.record.id.to_string(),
+        config: Some(config),
+        sandbox_config: None,
+    }
+    .encode_to_vec();
+    let config = (DECODE.container)(&request).unwrap();
+    let record = ContainerRecord {
+        version: VERSION,
+        id: ContainerId::random().unwrap(),
+        pod: pod.record.id,
+        boot_id: "boot".to_owned(),
+        handle: 0,
+        name: name.to_owned(),
+        attempt: 0,
+        created_at: 2_000,
+        phase: ContainerPhase::Creating,
+        leftover: false,
+        fingerprint: Fingerprint::of(&request).to_string(),
+        request: Encoded(request),
+        image_id: format!("sha256:{}", "1".repeat(64)),
+        image_ref: format!("docker.io/library/busybox@sha256:{}", "2".repeat(64)),
+        layers: vec![],
+        log_path: Some(PathBuf::from(format!("/var/log/pods/x/{name}/0.log"))),
+        cgroup: None,
+        stop_signal: StopSignal::TERM,
+        identity: None,
+    };
+    Container {
+        record,
+        config: Arc::new(config),
+    }
+}
+
+#[test]
+fn records_read_back_as_they_were_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = Records::open(dir.path()).unwrap();
+    let pod = pod("a", 3);
+    let container = container(&pod, "c");
+    records.save_pod(&pod.record).unwrap();
+    records.save_container(&container.record).unwrap();
+    assert_eq!(records.pod_names().unwrap(), [pod.record.id.as_str()]);
+    assert_eq!(records.load_pod(pod.record.id.as_str()).unwrap(), pod.record);
+    let loaded = records
+        .load_container(&pod.record.id, container.record.id.as_str())
+        .unwrap();
+    assert_eq!(loaded, container.record);
+    let text = std::fs::read_to_string(records.pod_dir(&pod.record.id).join("pod.json")).unwrap();
+    assert!(
+        text.starts_with("{\"version\":1,") && text.contains("\"name\":\"a\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn deleting_takes_all_and_is_idempotent() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = Records::open(dir.path()).unwrap();
+    let pod = pod("a", 0);
+    let container = container(&pod, "c");
+    records.save_pod(&pod.record).unwrap();
+    records.save_container(&container.record).unwrap();
+    let upper = records
+        .container_dir(&pod.record.id, &container.record.id)
+        .join("upper/x/y");
+    std::fs::create_dir_all(upper).unwrap();
+    records
+        .delete_container(&pod.record.id, &container.record.id)
+        .unwrap();
+    records
+        .delete_container(&pod.record.id, &container.record.id)
+        .unwrap();
+    assert!(records.container_names(&pod.record.id).unwrap().is_empty());
+    records.delete_pod(&pod.record.id).unwrap();
+    records.delete_pod(&pod.record.id).unwrap();
+    assert!(records.pod_names().unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_record_in_the_wrong_place_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = Records::open(dir.path()).unwrap();
+    let pod = pod("a", 0);
+    records.save_pod(&pod.record).unwrap();
+    let other = PodId::random().unwrap();
+    std::fs::rename(records.pod_dir(&pod.record.id), records.pod_dir(&other)).unwrap();
+    assert!(matches!(
+        records.load_pod(other.as_str()),
+        Err(RecordError::Misplaced { .. })
+    ));
+}
