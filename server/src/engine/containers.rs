@@ -1,0 +1,465 @@
+//! The life of a container, as order and bookkeeping; `container` does the work on the host.
+//!
+//! Owns Create-, Start-, Stop- and RemoveContainer, ReopenContainerLog and ExecSync from the checked request to
+//! the answer, and what an exit means.
+
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use podd_images::Image;
+
+use super::pods::{known, unwound};
+use super::undo::{Undo, UndoFailure};
+use super::{Act, CreateContainer, Engine, EngineError, ExecOutput, Outcome, blocking, container, exec};
+use super::{now, settle};
+use crate::model::{ContainerId, ContainerMetadata, StopSignal};
+use crate::state::phase::{ContainerEvent, ContainerPhase, Exit, PodPhase, Reason};
+use crate::state::record::{ContainerRecord, Encoded, VERSION};
+use crate::state::recover::UNSEEN_EXIT;
+use crate::state::store::{Container, Pod};
+
+/// Exit code of a container whose application could not be executed; other runtimes report the same.
+pub(super) const START_FAILED: i32 = 128;
+
+impl Engine {
+    /// Builds a container up to its start gate and returns its id.
+    ///
+    /// The same request again joins the one that runs, or finds the container that it made.
+    ///
+    /// # Errors
+    /// The pod is unknown or not ready, the name is taken by a different request, the image is not in the local
+    /// store, or the host refused something: then nothing is left of the container, or an
+    /// [`EngineError::Unwound`] says what is.
+    pub async fn create_container(self: &Arc<Self>, request: CreateContainer) -> Outcome<ContainerId> {
+        let pod = self.find_pod(&request.pod)?.record.id;
+        let name = request.config.metadata.clone();
+        let fingerprint = request.fingerprint;
+        let engine = Arc::clone(self);
+        let shown = shown(&name);
+        let body = async move {
+            let _shared = engine.locks.pod_shared(pod).await;
+            let pod = engine
+                .snapshot()
+                .pod(&pod)
+                .cloned()
+                .ok_or(EngineError::PodGone(pod))?;
+            engine.make_container(&pod, request).await
+        };
+        let joined = self.running_containers.join((pod, name), fingerprint, body).await;
+        settle(joined, "CreateContainer", || shown)
+    }
+
+    async fn make_container(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        request: CreateContainer,
+    ) -> Result<ContainerId, EngineError> {
+        let fingerprint = request.fingerprint.to_string();
+        if let Some(holder) = self
+            .snapshot()
+            .container_named(&pod.record.id, &request.config.metadata)
+        {
+            let record = &holder.record;
+            if record.fingerprint == fingerprint && matches!(record.phase, ContainerPhase::Created { .. }) {
+                return Ok(record.id);
+            }
+            let name = shown(&request.config.metadata);
+            return Err(EngineError::ContainerNameTaken {
+                name,
+                holder: record.id,
+                phase: record.phase.name(),
+            });
+        }
+        if pod.record.phase != PodPhase::Ready {
+            return Err(EngineError::PodPhase {
+                pod: pod.record.id,
+                phase: pod.record.phase.name(),
+            });
+        }
+        request.config.check_in(&pod.config)?;
+        let image = self.local_image(&request.config.image.image)?;
+        let id = ContainerId::random().map_err(EngineError::MakeId)?;
+        let state = Arc::clone(&self.state);
+        let (parent, boot_id) = (Arc::clone(pod), self.state.boot_id().to_owned());
+        let held = image.clone();
+        blocking("CreateContainer", move || -> Result<(), EngineError> {
+            let pod_id = parent.record.id;
+            let mut handle = 0;
+            let change = state.update_pod(&pod_id, |record| {
+                handle = record.next_handle;
+                record.next_handle += 1;
+                Ok(())
+            });
+            change.map_err(|e| EngineError::of_pod(pod_id, e))?;
+            let new = new_container(id, &parent, handle, request, fingerprint, &held);
+            let record = ContainerRecord {
+                boot_id,
+                ..new.record
+            };
+            Ok(state.insert_container(Container { record, ..new })?)
+        })
+        .await?;
+
+        let mut undo = Undo::new();
+        let made = AssertUnwindSafe(self.build_container(pod, id, &image, &mut undo))
+            .catch_unwind()
+            .await;
+        match made.unwrap_or(Err(EngineError::Panicked("CreateContainer"))) {
+            Ok(()) => {
+                undo.disarm();
+                Ok(id)
+            }
+            Err(e) => Err(self.discard_container(id, e, undo.unwind().await).await),
+        }
+    }
+
+    async fn build_container(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        id: ContainerId,
+        image: &Image,
+        undo: &mut Undo,
+    ) -> Result<(), EngineError> {
+        let new = self
+            .snapshot()
+            .container(&id)
+            .cloned()
+            .ok_or(EngineError::ContainerGone(id))?;
+        let built = container::create(self, pod, &new, image, undo).await?;
+        let state = Arc::clone(&self.state);
+        blocking("CreateContainer", move || {
+            let change = state.update_container(&id, |record| {
+                record.phase = record.phase.apply(ContainerEvent::Built { pid: built.pid })?;
+                record.cgroup = Some(built.cgroup);
+                record.identity = Some(built.identity);
+                Ok(())
+            });
+            change.map(drop).map_err(|e| EngineError::of_container(id, e))
+        })
+        .await
+    }
+
+    /// Forgets a container whose creation failed, so that its name is free before anyone is told.
+    async fn discard_container(
+        &self,
+        id: ContainerId,
+        e: EngineError,
+        undo: Vec<UndoFailure>,
+    ) -> EngineError {
+        let clean = undo.is_empty();
+        let state = Arc::clone(&self.state);
+        let forgotten = blocking("CreateContainer", move || -> Result<(), EngineError> {
+            if clean {
+                return Ok(state.remove_container(&id)?);
+            }
+            let change = state.update_container(&id, |record| {
+                record.leftover = true;
+                record.phase = record.phase.apply(ContainerEvent::Exited(cannot_run()))?;
+                Ok(())
+            });
+            change.map(drop).map_err(|e| EngineError::of_container(id, e))
+        })
+        .await;
+        if clean {
+            self.locks.forget_container(&id);
+        }
+        unwound(e, undo, forgotten.err())
+    }
+
+    /// Opens the start gate. Starting what runs already is success: a retry whose client gave up asks for that.
+    ///
+    /// # Errors
+    /// The container is unknown or over, or its application cannot be executed: then the container is over, with
+    /// the reason `StartError`.
+    pub async fn start_container(self: &Arc<Self>, id: &str) -> Outcome<()> {
+        let id = self.find_container(id)?.record.id;
+        let engine = Arc::clone(self);
+        self.act(Act::Start(id), async move { engine.open_gate(id).await })
+            .await
+    }
+
+    async fn open_gate(self: &Arc<Self>, id: ContainerId) -> Result<(), EngineError> {
+        let found = self
+            .snapshot()
+            .container(&id)
+            .cloned()
+            .ok_or(EngineError::ContainerGone(id))?;
+        let _shared = self.locks.pod_shared(found.record.pod).await;
+        let lock = self.locks.container(id);
+        let _serial = lock.serial.lock().await;
+        let found = self
+            .snapshot()
+            .container(&id)
+            .cloned()
+            .ok_or(EngineError::ContainerGone(id))?;
+        match found.record.phase {
+            ContainerPhase::Running { .. } => return Ok(()),
+            ContainerPhase::Created { .. } => {}
+            _ => {
+                let event = ContainerEvent::Started { at: 0 };
+                let refused = found.record.phase.apply(event).err();
+                return Err(refused.map_or(EngineError::ContainerGone(id), |refused| {
+                    EngineError::ContainerPhase {
+                        container: id,
+                        refused,
+                    }
+                }));
+            }
+        }
+        let started = container::start(self, &found).await;
+        let event = match &started {
+            Ok(()) => ContainerEvent::Started { at: now() },
+            Err(e) => ContainerEvent::Exited(Exit {
+                code: START_FAILED,
+                reason: Reason::StartError,
+                message: e.to_string(),
+                started_at: 0,
+                finished_at: now(),
+            }),
+        };
+        self.apply(id, event).await?;
+        started
+    }
+
+    /// Asks a container to stop, waits for the grace period, and kills what is left of it.
+    ///
+    /// Runs beside other operations on the pod. Asked twice, the shorter grace period ends it.
+    ///
+    /// # Errors
+    /// The id is ambiguous, or killed processes do not vanish. An id that is unknown is no error.
+    pub async fn stop_container(self: &Arc<Self>, id: &str, grace: Duration) -> Outcome<()> {
+        let Some(found) = known(self.find_container(id))? else {
+            return Ok(());
+        };
+        let engine = Arc::clone(self);
+        let work = tokio::spawn(async move { engine.stop_now(&found, grace).await });
+        match work.await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(Arc::new(EngineError::Panicked("StopContainer"))),
+        }
+    }
+
+    async fn stop_now(self: &Arc<Self>, found: &Arc<Container>, grace: Duration) -> Result<(), EngineError> {
+        let id = found.record.id;
+        // Who waits at the gate runs no handler: only SIGKILL ends it.
+        if matches!(found.record.phase, ContainerPhase::Running { .. }) && !grace.is_zero() {
+            if self.locks.container(id).first_to_ask() {
+                container::signal(self, found, found.record.stop_signal).await?;
+            }
+            if tokio::time::timeout(grace, self.state.wait_exited(&id))
+                .await
+                .is_ok()
+            {
+                return Ok(());
+            }
+        }
+        self.kill_container(found).await
+    }
+
+    /// Kills everything in a container and waits until its exit is recorded.
+    pub(super) async fn kill_container(self: &Arc<Self>, found: &Arc<Container>) -> Result<(), EngineError> {
+        let id = found.record.id;
+        let current = self.snapshot().container(&id).cloned();
+        let Some(found) = current.filter(|c| c.record.phase.is_alive()) else {
+            return Ok(());
+        };
+        let waited = self.kill_wait();
+        if container::kill(self, &found).await? == container::Killed::Unseen {
+            return self.bury_unseen(id).await;
+        }
+        match tokio::time::timeout(waited, self.state.wait_exited(&id)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(EngineError::WillNotDie {
+                container: id,
+                waited,
+            }),
+        }
+    }
+
+    /// Records that a container is over whose end nobody saw.
+    pub(super) async fn bury_unseen(&self, id: ContainerId) -> Result<(), EngineError> {
+        self.apply(id, ContainerEvent::Exited(unseen())).await
+    }
+
+    /// Kills a container where that is still needed, and deletes its files and records; its log stays.
+    ///
+    /// # Errors
+    /// As for [`Engine::stop_container`], or its files cannot be deleted; the container stays known then.
+    pub async fn remove_container(self: &Arc<Self>, id: &str) -> Outcome<()> {
+        let Some(found) = known(self.find_container(id))? else {
+            return Ok(());
+        };
+        let (engine, id) = (Arc::clone(self), found.record.id);
+        self.act(Act::Remove(id), async move {
+            let _shared = engine.locks.pod_shared(found.record.pod).await;
+            engine.kill_container(&found).await?;
+            engine.delete_container(id).await
+        })
+        .await
+    }
+
+    /// Deletes what is left of a container that is over; the caller holds the pod's lock.
+    pub(super) async fn delete_container(self: &Arc<Self>, id: ContainerId) -> Result<(), EngineError> {
+        let lock = self.locks.container(id);
+        let _serial = lock.serial.lock().await;
+        let Some(found) = self.snapshot().container(&id).cloned() else {
+            return Ok(());
+        };
+        container::remove(self, &found).await?;
+        let state = Arc::clone(&self.state);
+        blocking("RemoveContainer", move || state.remove_container(&id)).await?;
+        self.locks.forget_container(&id);
+        Ok(())
+    }
+
+    /// Makes podinit open the container's log file anew, after the kubelet has rotated it.
+    ///
+    /// # Errors
+    /// The container is unknown or not running, or the file cannot be opened.
+    pub async fn reopen_log(self: &Arc<Self>, id: &str) -> Outcome<()> {
+        let found = self.running(id)?;
+        Ok(container::reopen_log(self, &found).await?)
+    }
+
+    /// Runs a command in a container and waits for it.
+    ///
+    /// Dropping the future kills the command; `timeout` of none waits for ever.
+    ///
+    /// # Errors
+    /// The container is unknown or not running, or the command cannot be executed or takes too long.
+    pub async fn exec_sync(
+        self: &Arc<Self>,
+        id: &str,
+        argv: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Outcome<ExecOutput> {
+        let found = self.running(id)?;
+        Ok(exec::exec_sync(self, &found, argv, timeout).await?)
+    }
+
+    fn running(&self, id: &str) -> Outcome<Arc<Container>> {
+        let found = self.find_container(id)?;
+        if matches!(found.record.phase, ContainerPhase::Running { .. }) {
+            return Ok(found);
+        }
+        let phase = found.record.phase.name();
+        Err(Arc::new(EngineError::NotRunning {
+            container: found.record.id,
+            phase,
+        }))
+    }
+
+    /// Called by `native` when podinit reports an exit, once or again after a restart of podd.
+    ///
+    /// Returns at once, so that who reads podinit's socket never waits: an exit that overtakes the answer to its
+    /// own start is applied after it.
+    pub fn report_exit(self: &Arc<Self>, id: ContainerId, exit: Exit) {
+        let engine = Arc::clone(self);
+        tokio::spawn(async move {
+            let lock = engine.locks.container(id);
+            let _serial = lock.serial.lock().await;
+            match engine.apply(id, ContainerEvent::Exited(exit)).await {
+                // Removed meanwhile: nobody is left to be told.
+                Ok(()) | Err(EngineError::ContainerGone(_)) => {}
+                Err(e) => {
+                    let e: &(dyn std::error::Error + 'static) = &e;
+                    tracing::error!(container = %id, error = e, "cannot record the exit of a container");
+                }
+            }
+        });
+    }
+
+    pub(super) async fn apply(&self, id: ContainerId, event: ContainerEvent) -> Result<(), EngineError> {
+        let state = Arc::clone(&self.state);
+        blocking("recording a container's state", move || {
+            state
+                .container_event(&id, event)
+                .map(drop)
+                .map_err(|e| EngineError::of_container(id, e))
+        })
+        .await
+    }
+
+    /// The image that a request names, from the local store.
+    fn local_image(&self, name: &str) -> Result<Arc<Image>, EngineError> {
+        self.images
+            .resolve(name)
+            .ok_or_else(|| EngineError::ImageUnknown(name.to_owned()))
+    }
+}
+
+/// How a container ended that never came to be.
+fn cannot_run() -> Exit {
+    Exit {
+        code: START_FAILED,
+        reason: Reason::ContainerCannotRun,
+        message: "the container could not be created".to_owned(),
+        started_at: 0,
+        finished_at: now(),
+    }
+}
+
+/// How a container ended whose podinit is no longer there to say.
+fn unseen() -> Exit {
+    Exit {
+        code: UNSEEN_EXIT,
+        reason: Reason::Unknown,
+        message: "nobody saw how the container ended".to_owned(),
+        started_at: 0,
+        finished_at: now(),
+    }
+}
+
+fn new_container(
+    id: ContainerId,
+    pod: &Pod,
+    handle: u32,
+    request: CreateContainer,
+    fingerprint: String,
+    image: &Image,
+) -> Container {
+    let config = request.config;
+    let log_path = match (&pod.config.log_directory, &config.log_path) {
+        (Some(directory), Some(path)) => Some(Path::new(directory).join(path)),
+        _ => None,
+    };
+    let of_image = || StopSignal::from_image(&image.config.config.stop_signal);
+    let stop_signal = config.stop_signal.or_else(of_image).unwrap_or(StopSignal::TERM);
+    let record = ContainerRecord {
+        version: VERSION,
+        id,
+        pod: pod.record.id,
+        boot_id: pod.record.boot_id.clone(),
+        handle,
+        name: config.metadata.name.clone(),
+        attempt: config.metadata.attempt,
+        created_at: now(),
+        phase: ContainerPhase::Creating,
+        leftover: false,
+        fingerprint,
+        request: Encoded(request.encoded),
+        image_id: image.id.to_string(),
+        image_ref: image
+            .repo_digests
+            .first()
+            .cloned()
+            .unwrap_or_else(|| image.id.to_string()),
+        layers: image.layers.clone(),
+        log_path,
+        cgroup: None,
+        stop_signal,
+        identity: None,
+    };
+    Container {
+        record,
+        config: Arc::new(config),
+    }
+}
+
+/// Name and attempt, as errors show a container.
+fn shown(name: &ContainerMetadata) -> String {
+    format!("{} (attempt {})", name.name, name.attempt)
+}
