@@ -1,0 +1,87 @@
+//! Create-, Start-, Stop- and RemoveContainer, ContainerStatus, ListContainers, ReopenContainerLog.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use podd_proto::v1;
+use tracing::{Span, info};
+
+use super::fault::Fault;
+use super::{convert, filter, request};
+use crate::engine::Engine;
+
+/// CreateContainer.
+pub async fn create(
+    engine: &Arc<Engine>,
+    request: v1::CreateContainerRequest,
+) -> Result<v1::CreateContainerResponse, Fault> {
+    Span::current().record("pod", &request.pod_sandbox_id);
+    let request = request::create_container(request)?;
+    let name = request.config.metadata.clone();
+    let id = engine.create_container(request).await?;
+    Span::current().record("container", id.as_str());
+    info!(name = name.name, attempt = name.attempt, "container is created");
+    Ok(v1::CreateContainerResponse {
+        container_id: id.to_string(),
+    })
+}
+
+/// StartContainer.
+pub async fn start(engine: &Arc<Engine>, id: &str) -> Result<v1::StartContainerResponse, Fault> {
+    Span::current().record("container", id);
+    engine.start_container(id).await?;
+    Ok(v1::StartContainerResponse {})
+}
+
+/// StopContainer. A negative grace period is none at all.
+pub async fn stop(
+    engine: &Arc<Engine>,
+    request: &v1::StopContainerRequest,
+) -> Result<v1::StopContainerResponse, Fault> {
+    Span::current().record("container", &request.container_id);
+    let grace = Duration::from_secs(request.timeout.try_into().unwrap_or_default());
+    engine.stop_container(&request.container_id, grace).await?;
+    Ok(v1::StopContainerResponse {})
+}
+
+/// RemoveContainer.
+pub async fn remove(engine: &Arc<Engine>, id: &str) -> Result<v1::RemoveContainerResponse, Fault> {
+    Span::current().record("container", id);
+    engine.remove_container(id).await?;
+    Ok(v1::RemoveContainerResponse {})
+}
+
+/// ContainerStatus, from the snapshot.
+pub fn status(
+    engine: &Arc<Engine>,
+    request: &v1::ContainerStatusRequest,
+) -> Result<v1::ContainerStatusResponse, Fault> {
+    Span::current().record("container", &request.container_id);
+    let container = engine.find_container(&request.container_id)?;
+    Ok(v1::ContainerStatusResponse {
+        status: Some(convert::container_status(&container)),
+        info: if request.verbose {
+            convert::container_info(&container)
+        } else {
+            Default::default()
+        },
+    })
+}
+
+/// ListContainers, from the snapshot.
+pub fn list(engine: &Arc<Engine>, wanted: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
+    let wanted = wanted.unwrap_or_default();
+    let snapshot = engine.snapshot();
+    snapshot
+        .containers()
+        .filter(|c| filter::container(&wanted, c))
+        .map(|c| convert::container(c))
+        .collect()
+}
+
+/// ReopenContainerLog.
+pub async fn reopen_log(engine: &Arc<Engine>, id: &str) -> Result<v1::ReopenContainerLogResponse, Fault> {
+    Span::current().record("container", id);
+    engine.reopen_log(id).await?;
+    Ok(v1::ReopenContainerLogResponse {})
+}

@@ -1,0 +1,178 @@
+//! What a client is told when something fails: the only place that makes a `tonic::Status`.
+//!
+//! Owns the mapping of every error to a gRPC code and a sentence an operator can act on. It is exhaustive: a new
+//! error cannot be added without choosing its code. Logs nothing; `layers` does, once per request.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use tonic::{Code, Status};
+
+use crate::engine::EngineError;
+use crate::engine::native::Kind;
+use crate::model::{Invalid, Refused};
+use crate::state::store::LookupError;
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The request itself.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Carrying it out.
+    #[error(transparent)]
+    Engine(#[from] Arc<EngineError>),
+    /// An image could not be pulled, found, or removed.
+    #[error(transparent)]
+    Image(#[from] podd_images::Error),
+    /// podd does not have this RPC yet.
+    #[error("{0} is not implemented by podd {version}", version = env!("CARGO_PKG_VERSION"))]
+    Unimplemented(&'static str),
+    /// The handler of this RPC panicked.
+    #[error("{0} ran into a defect of podd, see its log")]
+    Panicked(String),
+}
+
+impl Fault {
+    /// A field of a request that is wrong.
+    #[must_use]
+    pub fn invalid(field: &str, reason: &str) -> Self {
+        Self::Refused(Refused::Invalid(Invalid {
+            field: field.to_owned(),
+            reason: reason.to_owned(),
+        }))
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused(e) => refused(e),
+            Self::Unimplemented(_) => Code::Unimplemented,
+            Self::Engine(e) => engine(e),
+            Self::Image(e) => image(e),
+            Self::Panicked(_) => Code::Internal,
+        }
+    }
+}
+
+fn refused(e: &Refused) -> Code {
+    match e {
+        Refused::Invalid(_) => Code::InvalidArgument,
+        Refused::Unsupported(_) => Code::Unimplemented,
+    }
+}
+
+fn engine(e: &EngineError) -> Code {
+    match e {
+        EngineError::FindPod(e) | EngineError::FindContainer(e) => match e {
+            LookupError::Unknown(_) => Code::NotFound,
+            LookupError::Ambiguous(_) => Code::InvalidArgument,
+        },
+        EngineError::PodGone(_) | EngineError::ContainerGone(_) | EngineError::ImageUnknown(_) => {
+            Code::NotFound
+        }
+        EngineError::PodNameTaken { .. } | EngineError::ContainerNameTaken { .. } => Code::AlreadyExists,
+        EngineError::InFlight { .. }
+        | EngineError::PodPhase { .. }
+        | EngineError::ContainerPhase { .. }
+        | EngineError::NotRunning { .. } => Code::FailedPrecondition,
+        EngineError::Spec(_) | EngineError::Device(_) | EngineError::Seccomp(_) => Code::InvalidArgument,
+        EngineError::UnknownHandler(_) | EngineError::PodCidr(_) => Code::InvalidArgument,
+        EngineError::Image(e) => image(e),
+        EngineError::Refused(e) => refused(e),
+        EngineError::NetworkNotReady(_) => Code::Unavailable,
+        EngineError::WillNotDie { .. } => Code::DeadlineExceeded,
+        EngineError::Native(e) => match e.kind() {
+            Kind::InvalidArgument => Code::InvalidArgument,
+            Kind::FailedPrecondition => Code::FailedPrecondition,
+            Kind::AlreadyExists => Code::AlreadyExists,
+            Kind::AlreadyExists => Code::AlreadyExists,
+            Kind::ResourceExhausted => Code::ResourceExhausted,
+            Kind::DeadlineExceeded => Code::DeadlineExceeded,
+            Kind::Unavailable => Code::Unavailable,
+            Kind::Unimplemented => Code::Unimplemented,
+            Kind::Internal => Code::Internal,
+        },
+        EngineError::Unwound { source, .. } => engine(source),
+        EngineError::Record(_) | EngineError::MakeId(_) | EngineError::Panicked(_) => Code::Internal,
+    }
+}
+
+fn image(e: &podd_images::Error) -> Code {
+    use podd_images::ErrorKind;
+    match e.kind() {
+        ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::PermissionDenied => Code::PermissionDenied,
+        ErrorKind::ResourceExhausted => Code::ResourceExhausted,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::DataLoss => Code::DataLoss,
+        ErrorKind::Internal => Code::Internal,
+    }
+}
+
+impl From<Fault> for Status {
+    fn from(fault: Fault) -> Self {
+        Self::new(fault.code(), sentence(&fault))
+    }
+}
+
+/// An error with its causes, each said once.
+fn sentence(e: &dyn Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(e) = cause {
+        let said = e.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = e.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::undo::UndoFailure;
+
+    #[test]
+    fn faults_become_codes_and_sentences() {
+        for (fault, code, message) in [
+            (
+                Fault::invalid("config.metadata.name", "must not be empty"),
+                Code::InvalidArgument,
+                "config.metadata.name: must not be empty",
+            ),
+            (
+                Fault::Unimplemented("CheckpointContainer"),
+                Code::Unimplemented,
+                concat!(
+                    "CheckpointContainer is not implemented by podd ",
+                    env!("CARGO_PKG_VERSION")
+                ),
+            ),
+            (
+                Arc::new(EngineError::FindPod(LookupError::Unknown("abc".to_owned()))).into(),
+                Code::NotFound,
+                "pod: nothing has the id \"abc\"",
+            ),
+            (
+                Arc::new(EngineError::Unwound {
+                    source: Box::new(EngineError::ImageUnknown("a:1".to_owned())),
+                    undo: vec![UndoFailure {
+                        name: "remove the cgroup",
+                        source: Box::new(std::io::Error::other("it is busy")),
+                    }],
+                })
+                .into(),
+                Code::NotFound,
+                "image \"a:1\" is not in the local store: pull it first; moreover cannot remove the cgroup: \
+                 it is busy",
+            ),
+        ] {
+            let status = Status::from(fault);
+            assert_eq!((status.code(), status.message()), (code, message));
+        }
+    }
+}

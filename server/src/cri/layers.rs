@@ -1,0 +1,159 @@
+//! What every RPC gets without asking: a span, one line in the log, and an answer even when its handler panics.
+//!
+//! Owns the logging of requests and their failures: no handler logs an error that it returns. The span carries
+//! the ids of the pod and the container, which the handlers record.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures::FutureExt as _;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::field::Empty;
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
+
+use super::fault::Fault;
+
+/// Wraps the services with [`Observed`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Observe;
+
+impl<S> Layer<S> for Observe {
+    type Service = Observed<S>;
+
+    fn layer(&self, inner: S) -> Observed<S> {
+        Observed { inner }
+    }
+}
+
+/// A service whose requests run in a span of their own.
+#[derive(Debug, Clone)]
+pub struct Observed<S> {
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Observed<S>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let rpc = request
+            .uri()
+            .path()
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let span = info_span!("rpc", name = rpc, pod = Empty, container = Empty);
+        // The service that was polled ready is the one that must be called.
+        let other = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, other);
+        let work = async move {
+            let began = Instant::now();
+            let answered = AssertUnwindSafe(async move { inner.call(request).await })
+                .catch_unwind()
+                .await;
+            let response = match answered {
+                Ok(Ok(response)) => response,
+                Err(_) => Status::from(Fault::Panicked(rpc.clone())).into_http(),
+            };
+            report(&rpc, &response, began);
+            Ok(response)
+        };
+        Box::pin(work.instrument(span))
+    }
+}
+
+/// Writes the one line that a request gets. Questions are answered too often for more than a debug line.
+fn report<B>(rpc: &str, response: &Response<B>, began: Instant) {
+    let ms = began.elapsed().as_micros() as f64 / 1000.0;
+    let Some(status) = Status::from_header_map(response.headers()).filter(|s| s.code() != Code::Ok) else {
+        if asks_only(rpc) {
+            debug!(ms, "done");
+        } else {
+            info!(ms, "done");
+        }
+        return;
+    };
+    let (code, message) = (status.code(), status.message());
+    match code {
+        Code::Internal | Code::Unknown | Code::DataLoss => error!(ms, ?code, "failed: {message}"),
+        // The kubelet asks after what it has just removed, and for statistics that podd does not have.
+        Code::NotFound | Code::Unimplemented if asks_only(rpc) => debug!(ms, ?code, "failed: {message}"),
+        _ => warn!(ms, ?code, "failed: {message}"),
+    }
+}
+
+/// Whether an RPC changes nothing.
+fn asks_only(rpc: &str) -> bool {
+    ["List", "Stream", "Get"].iter().any(|p| rpc.starts_with(p))
+        || ["Status", "Stats"].iter().any(|s| rpc.ends_with(s))
+        || ["Version", "RuntimeConfig", "ImageFsInfo", "ExecSync"].contains(&rpc)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer() {
+        let service = tower::service_fn(|_: Request<()>| async move {
+            if true {
+                panic!("defect");
+            }
+            Ok::<_, Infallible>(Response::new(Body::default()))
+        });
+        let mut service = Observe.layer(service);
+        let request = Request::builder()
+            .uri("/runtime.v1.RuntimeService/Version")
+            .body(())
+            .unwrap();
+        let response = service.call(request).await.unwrap();
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.code(), Code::Internal);
+        assert!(
+            status.message().starts_with("Version ran into a defect"),
+            "{}",
+            status.message()
+        );
+    }
+
+    #[test]
+    fn questions_are_told_from_orders() {
+        for rpc in [
+            "ListContainers",
+            "ContainerStatus",
+            "Status",
+            "PodSandboxStats",
+            "Version",
+            "ImageStatus",
+        ] {
+            assert!(asks_only(rpc), "{rpc}");
+        }
+        for rpc in [
+            "RunPodSandbox",
+            "StopContainer",
+            "PullImage",
+            "UpdateRuntimeConfig",
+            "RemoveImage",
+        ] {
+            assert!(!asks_only(rpc), "{rpc}");
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The two services of the CRI: every RPC delegates in one line to the file of its family.
+//!
+//! Owns the edge: messages come in and go out here and nowhere else. Decides nothing; a message becomes a
+//! checked value of the model, the engine carries it out or the snapshot answers it.
+
+pub mod container;
+pub mod convert;
+pub mod exec;
+pub mod fault;
+pub mod filter;
+pub mod image;
+pub mod layers;
+pub mod pod;
+pub mod request;
+pub mod version_status;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use podd_proto::v1;
+use podd_proto::v1::image_service_server::ImageService;
+use podd_proto::v1::runtime_service_server::RuntimeService;
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::engine::Engine;
+use fault::Fault;
+
+/// A stream of messages, as tonic wants it.
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Both services.
+#[derive(Debug, Clone)]
+pub struct Cri {
+    engine: Arc<Engine>,
+}
+
+impl Cri {
+    /// The services on top of an engine.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+}
+
+/// An answer, or what the client is told instead.
+fn answer<T>(result: Result<T, Fault>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(Status::from)
+}
+
+/// The answer of an RPC that podd does not have yet.
+fn unimplemented<T>(rpc: &'static str) -> Result<Response<T>, Status> {
+    answer(Err(Fault::Unimplemented(rpc)))
+}
+
+/// A list in messages that are small whatever the length of the list; an empty list is no message at all.
+fn in_parts<T: Send + 'static, M: Send + 'static>(items: Vec<T>, wrap: fn(Vec<T>) -> M) -> Messages<M> {
+    const PART: usize = 256;
+    let mut rest = items.into_iter();
+    let parts = std::iter::from_fn(move || {
+        let part: Vec<T> = rest.by_ref().take(PART).collect();
+        (!part.is_empty()).then(|| Ok(wrap(part)))
+    });
+    Box::pin(tokio_stream::iter(parts))
+}
+
+#[async_trait]
+impl RuntimeService for Cri {
+    async fn version(&self, _: Request<v1::VersionRequest>) -> Result<Response<v1::VersionResponse>, Status> {
+        answer(Ok(version_status::version()))
+    }
+
+    async fn status(&self, r: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        answer(Ok(version_status::status(&self.engine, r.into_inner().verbose)))
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<v1::RuntimeConfigRequest>,
+    ) -> Result<Response<v1::RuntimeConfigResponse>, Status> {
+        answer(Ok(version_status::runtime_config(&self.engine)))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        r: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<v1::UpdateRuntimeConfigResponse>, Status> {
+        answer(version_status::update_runtime_config(&self.engine, r.into_inner()).await)
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        r: Request<v1::RunPodSandboxRequest>,
+    ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
+        answer(pod::run(&self.engine, r.into_inner()).await)
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        r: Request<v1::StopPodSandboxRequest>,
+    ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
+        answer(pod::stop(&self.engine, &r.into_inner().pod_sandbox_id).await)
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        r: Request<v1::RemovePodSandboxRequest>,
+    ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
+        answer(pod::remove(&self.engine, &r.into_inner().pod_sandbox_id).await)
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        r: Request<v1::PodSandboxStatusRequest>,
+    ) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
+        answer(pod::status(&self.engine, &r.into_inner()))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        r: Request<v1::ListPodSandboxRequest>,
+    ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
+        answer(Ok(v1::ListPodSandboxResponse {
+            items: pod::list(&self.engine, r.into_inner().filter),
+        }))
+    }
+
+    type StreamPodSandboxesStream = Messages<v1::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        r: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        answer(Ok(in_parts(
+            pod::list(&self.engine, r.into_inner().filter),
+            |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes },
+        )))
+    }
+
+    async fn create_container(
+        &self,
+        r: Request<v1::CreateContainerRequest>,
+    ) -> Result<Response<v1::CreateContainerResponse>, Status> {
+        answer(container::create(&self.engine, r.into_inner()).await)
+    }
+
+    async fn start_container(
+        &self,
+        r: Request<v1::StartContainerRequest>,
+    ) -> Result<Response<v1::StartContainerResponse>, Status> {
+        answer(container::start(&self.engine, &r.into_inner().container_id).await)
+    }
+
+    async fn stop_container(
+        &self,
+        r: Request<v1::StopContainerRequest>,
+    ) -> Result<Response<v1::StopContainerResponse>, Status> {
+        answer(container::stop(&self.engine, &r.into_inner()).await)
+    }
+
+    async fn remove_container(
+        &self,
+        r: Request<v1::RemoveContainerRequest>,
+    ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
+        answer(container::remove(&self.engine, &r.into_inner().container_id).await)
+    }
+
+    async fn list_containers(
+        &self,
+        r: Request<v1::ListContainersRequest>,
+    ) -> Result<Response<v1::ListContainersResponse>, Status> {
+        answer(Ok(v1::ListContainersResponse {
+            containers: container::list(&self.engine, r.into_inner().filter),
+        }))
+    }
+
+    type StreamContainersStream = Messages<v1::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        r: Request<v1::StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        answer(Ok(in_parts(
+            container::list(&self.engine, r.into_inner().filter),
+            |containers| v1::StreamContainersResponse { containers },
+        )))
+    }
+
+    async fn container_status(
+        &self,
+        r: Request<v1::ContainerStatusRequest>,
+    ) -> Result<Response<v1::ContainerStatusResponse>, Status> {
+        answer(container::status(&self.engine, &r.into_inner()))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
+        unimplemented("UpdateContainerResources")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
+        unimplemented("UpdatePodSandboxResources")
+    }
+
+    async fn reopen_container_log(
+        &self,
+        r: Request<v1::ReopenContainerLogRequest>,
+    ) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
+        answer(container::reopen_log(&self.engine, &r.into_inner().container_id).await)
+    }
+
+    async fn exec_sync(
+        &self,
+        r: Request<v1::ExecSyncRequest>,
+    ) -> Result<Response<v1::ExecSyncResponse>, Status> {
+        answer(exec::exec_sync(&self.engine, r.into_inner()).await)
+    }
+
+    async fn exec(&self, _: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        unimplemented("Exec")
+    }
+
+    async fn attach(&self, _: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
+        unimplemented("Attach")
+    }
+
+    async fn port_forward(
+        &self,
+        _: Request<v1::PortForwardRequest>,
+    ) -> Result<Response<v1::PortForwardResponse>, Status> {
+        unimplemented("PortForward")
+    }
+
+    async fn container_stats(
+        &self,
+        _: Request<v1::ContainerStatsRequest>,
+    ) -> Result<Response<v1::ContainerStatsResponse>, Status> {
+        unimplemented("ContainerStats")
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<v1::ListContainerStatsRequest>,
+    ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
+        unimplemented("ListContainerStats")
+    }
+
+    type StreamContainerStatsStream = Messages<v1::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<v1::StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        unimplemented("StreamContainerStats")
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<v1::PodSandboxStatsRequest>,
+    ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
+        unimplemented("PodSandboxStats")
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
+        unimplemented("ListPodSandboxStats")
+    }
+
+    type StreamPodSandboxStatsStream = Messages<v1::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        unimplemented("StreamPodSandboxStats")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<v1::CheckpointContainerRequest>,
+    ) -> Result<Response<v1::CheckpointContainerResponse>, Status> {
+        unimplemented("CheckpointContainer")
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _: Request<v1::CheckpointPodRequest>,
+    ) -> Result<Response<v1::CheckpointPodResponse>, Status> {
+        unimplemented("CheckpointPod")
+    }
+
+    async fn restore_pod(
+        &self,
+        _: Request<v1::RestorePodRequest>,
+    ) -> Result<Response<v1::RestorePodResponse>, Status> {
+        unimplemented("RestorePod")
+    }
+
+    type GetContainerEventsStream = Messages<v1::ContainerEventResponse>;
+
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        unimplemented("GetContainerEvents")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
+        unimplemented("ListMetricDescriptors")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
+        unimplemented("ListPodSandboxMetrics")
+    }
+
+    type StreamPodSandboxMetricsStream = Messages<v1::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        unimplemented("StreamPodSandboxMetrics")
+    }
+}
+
+#[async_trait]
+impl ImageService for Cri {
+    async fn list_images(
+        &self,
+        r: Request<v1::ListImagesRequest>,
+    ) -> Result<Response<v1::ListImagesResponse>, Status> {
+        answer(Ok(v1::ListImagesResponse {
+            images: image::list(&self.engine, r.into_inner().filter),
+        }))
+    }
+
+    type StreamImagesStream = Messages<v1::StreamImagesResponse>;
+
+    async fn stream_images(
+        &self,
+        r: Request<v1::StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        answer(Ok(in_parts(
+            image::list(&self.engine, r.into_inner().filter),
+            |images| v1::StreamImagesResponse { images },
+        )))
+    }
+
+    async fn image_status(
+        &self,
+        r: Request<v1::ImageStatusRequest>,
+    ) -> Result<Response<v1::ImageStatusResponse>, Status> {
+        answer(image::status(&self.engine, r.into_inner()).await)
+    }
+
+    async fn pull_image(
+        &self,
+        r: Request<v1::PullImageRequest>,
+    ) -> Result<Response<v1::PullImageResponse>, Status> {
+        answer(image::pull(&self.engine, r.into_inner()).await)
+    }
+
+    async fn remove_image(
+        &self,
+        r: Request<v1::RemoveImageRequest>,
+    ) -> Result<Response<v1::RemoveImageResponse>, Status> {
+        answer(image::remove(&self.engine, r.into_inner()).await)
+    }
+
+    async fn image_fs_info(
+        &self,
+        _: Request<v1::ImageFsInfoRequest>,
+    ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
+        answer(Ok(image::fs_info(&self.engine)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::StreamExt as _;
+
+    #[tokio::test]
+    async fn a_long_list_comes_in_parts_and_an_empty_one_in_none() {
+        let whole: Vec<u32> = (0..600).collect();
+        let parts: Vec<Vec<u32>> = in_parts(whole.clone(), |p| p).map(Result::unwrap).collect().await;
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [256, 256, 88]);
+        assert_eq!(parts.concat(), whole);
+        assert_eq!(in_parts(Vec::<u32>::new(), |p| p).count().await, 0);
+    }
+}
