@@ -85,7 +85,6 @@ fn engine(e: &EngineError) -> Code {
             Kind::InvalidArgument => Code::InvalidArgument,
             Kind::FailedPrecondition => Code::FailedPrecondition,
             Kind::AlreadyExists => Code::AlreadyExists,
-            Kind::AlreadyExists => Code::AlreadyExists,
             Kind::ResourceExhausted => Code::ResourceExhausted,
             Kind::DeadlineExceeded => Code::DeadlineExceeded,
             Kind::Unavailable => Code::Unavailable,

@@ -1,6 +1,8 @@
 //! PullImage, ImageStatus, ListImages, RemoveImage, ImageFsInfo.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use podd_images::{Auth, Image, Reference};
@@ -83,12 +85,25 @@ pub fn fs_info(engine: &Arc<Engine>) -> v1::ImageFsInfoResponse {
         inodes_used: Some(v1::UInt64Value { value: inodes }),
     };
     let usage = engine.images.usage();
-    let images = engine.images.layers_dir().display().to_string();
-    let containers = engine.state.records().pods_dir().display().to_string();
+    let (images, containers) = mountpoints(engine);
     v1::ImageFsInfoResponse {
         image_filesystems: vec![filesystem(images, usage.bytes, usage.inodes)],
         container_filesystems: vec![filesystem(containers, 0, 0)],
     }
+}
+
+/// Where images and containers are kept. On one file system, as long as nobody mounted another below the state
+/// directory, both have one name: the kubelet takes two names for two file systems to be watched apart.
+fn mountpoints(engine: &Engine) -> (String, String) {
+    let (images, containers) = (engine.images.layers_dir(), engine.state.records().pods_dir());
+    let device = |path: &Path| path.metadata().ok().map(|m| m.dev());
+    let state_dir = &engine.config.state_dir;
+    let [images, containers] = if device(images) == device(&containers) {
+        [state_dir.as_path(), state_dir.as_path()]
+    } else {
+        [images, containers.as_path()]
+    };
+    (images.display().to_string(), containers.display().to_string())
 }
 
 fn image_name(image: Option<v1::ImageSpec>) -> Result<String, Fault> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use podd_images::Image;
+use tracing::Instrument as _;
 
 use super::pods::{known, unwound};
 use super::undo::{Undo, UndoFailure};
@@ -235,7 +236,8 @@ impl Engine {
             return Ok(());
         };
         let engine = Arc::clone(self);
-        let work = tokio::spawn(async move { engine.stop_now(&found, grace).await });
+        let work = async move { engine.stop_now(&found, grace).await };
+        let work = tokio::spawn(work.in_current_span());
         match work.await {
             Ok(done) => Ok(done?),
             Err(_) => Err(Arc::new(EngineError::Panicked("StopContainer"))),

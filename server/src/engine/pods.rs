@@ -160,9 +160,15 @@ impl Engine {
 
     /// Stops everything in the pod; the caller holds the pod's lock.
     async fn stop_pod_alone(self: &Arc<Self>, id: PodId) -> Result<(), EngineError> {
-        for container in self.snapshot().containers_of(&id) {
-            self.kill_container(container).await?;
-        }
+        let snapshot = self.snapshot();
+        let kills = snapshot
+            .containers_of(&id)
+            .map(|container| self.kill_container(container));
+        // All at once, and one that will not die keeps none of the others alive.
+        futures::future::join_all(kills)
+            .await
+            .into_iter()
+            .collect::<Result<(), _>>()?;
         let Some(pod) = self.snapshot().pod(&id).cloned() else {
             return Ok(());
         };
