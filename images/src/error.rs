@@ -159,6 +159,12 @@ pub enum Error {
         /// What failed.
         reason: String,
     },
+    /// A thread or task of this crate could not start or panicked.
+    #[error("worker: {reason}")]
+    Worker {
+        /// What happened.
+        reason: String,
+    },
     /// The pull ended because nobody waits for it any more.
     #[error("pull cancelled")]
     Cancelled,
@@ -205,7 +211,7 @@ impl Error {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::ResourceExhausted,
                 _ => ErrorKind::Internal,
             },
-            Error::Client { .. } => ErrorKind::Internal,
+            Error::Client { .. } | Error::Worker { .. } => ErrorKind::Internal,
         }
     }
 

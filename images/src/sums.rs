@@ -8,11 +8,12 @@
 //! end:      u32 0,     u64 number of records, u16 0
 //! ```
 //!
-//! A path may occur twice (the archive replaced it): the last record counts. CRC-32 finds torn and empty files after
+//! A record of size 2^64-1 says that the archive replaced what was at this path: earlier records of it and below it
+//! do not count. Of two records of a path the last one counts. CRC-32 finds torn and empty files after
 //! a power cut; it is no protection against an attacker, who would have to be root. Hard links and special files have
 //! no record.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
@@ -22,6 +23,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::config::Durability;
 
+/// Size in a record of something replaced.
+const REPLACED: u64 = u64::MAX;
 const MAGIC: &[u8] = b"podd sums 1\n";
 
 /// Appends records to a new file.
@@ -43,6 +46,11 @@ impl SumsWriter {
         self.out.write_all(path)?;
         self.count += 1;
         Ok(())
+    }
+
+    /// What earlier entries left at `path` and below is gone.
+    pub(crate) fn replaced(&mut self, path: &[u8]) -> io::Result<()> {
+        self.add(path, REPLACED, 0)
     }
 
     pub(crate) fn finish(mut self, durability: Durability) -> io::Result<()> {
@@ -77,7 +85,7 @@ pub(crate) fn verify(sums: &Path, root: &OwnedFd, max: usize) -> io::Result<Vec<
     Ok(damaged)
 }
 
-fn read(sums: &Path) -> io::Result<HashMap<Vec<u8>, (u64, u32)>> {
+fn read(sums: &Path) -> io::Result<BTreeMap<Vec<u8>, (u64, u32)>> {
     let torn = || io::Error::new(io::ErrorKind::InvalidData, "the checksum file is torn");
     let mut input = BufReader::new(File::open(sums)?);
     let mut magic = [0; MAGIC.len()];
@@ -85,7 +93,7 @@ fn read(sums: &Path) -> io::Result<HashMap<Vec<u8>, (u64, u32)>> {
     if magic != MAGIC {
         return Err(torn());
     }
-    let mut out = HashMap::new();
+    let mut out = BTreeMap::new();
     let mut count = 0;
     loop {
         let mut crc = [0; 4];
@@ -101,7 +109,18 @@ fn read(sums: &Path) -> io::Result<HashMap<Vec<u8>, (u64, u32)>> {
             length => {
                 let mut path = vec![0; usize::from(length)];
                 input.read_exact(&mut path)?;
-                out.insert(path, (size, u32::from_le_bytes(crc)));
+                if size == REPLACED {
+                    out.remove(&path);
+                    let below = [&path[..], b"/"].concat();
+                    while let Some(gone) = out.range(below.clone()..).next().map(|(p, _)| p.clone()) {
+                        if !gone.starts_with(&below) {
+                            break;
+                        }
+                        out.remove(&gone);
+                    }
+                } else {
+                    out.insert(path, (size, u32::from_le_bytes(crc)));
+                }
                 count += 1;
             }
         }

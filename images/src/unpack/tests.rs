@@ -108,7 +108,7 @@ impl Out {
     fn opaque(&self, p: &str) -> bool {
         let mut buf = [0u8; 8];
         matches!(
-            rustix::fs::lgetxattr(&self.path(p), "trusted.overlay.opaque", &mut buf),
+            rustix::fs::lgetxattr(self.path(p), "trusted.overlay.opaque", &mut buf),
             Ok(1)
         ) && buf[0] == b'y'
     }
@@ -213,10 +213,10 @@ fn ordinary_entries() {
     assert!(fs::metadata(out.path("fifo")).unwrap().file_type().is_fifo());
     let mut buf = [0u8; 16];
     assert_eq!(
-        rustix::fs::lgetxattr(&out.path("attr"), "user.a", &mut buf).unwrap(),
+        rustix::fs::lgetxattr(out.path("attr"), "user.a", &mut buf).unwrap(),
         1
     );
-    assert!(rustix::fs::lgetxattr(&out.path("attr"), "trusted.overlay.redirect", &mut buf).is_err());
+    assert!(rustix::fs::lgetxattr(out.path("attr"), "trusted.overlay.redirect", &mut buf).is_err());
     assert_eq!(fs::metadata(out.path("attr")).unwrap().mtime_nsec(), 500_000_000);
     assert_eq!(unpacked.implicit, vec![b"bin".to_vec()]);
     assert_eq!(unpacked.inodes, 8);
@@ -247,7 +247,7 @@ fn capabilities_survive_chown() {
     out.ok();
     let mut buf = [0u8; 32];
     assert_eq!(
-        rustix::fs::lgetxattr(&out.path("ping"), "security.capability", &mut buf).unwrap(),
+        rustix::fs::lgetxattr(out.path("ping"), "security.capability", &mut buf).unwrap(),
         20
     );
     assert_eq!(buf[..20], cap);
@@ -373,7 +373,8 @@ fn escapes_and_nonsense_are_typed_errors() {
         return;
     }
     let long = "x/".repeat(45) + "y";
-    let cases: Vec<(&str, Archive, fn(&Error) -> bool)> = vec![
+    type Check = fn(&Error) -> bool;
+    let cases: Vec<(&str, Archive, Check)> = vec![
         ("dotdot", Archive::default().file("../bait", b"!"), |e| {
             matches!(e, Error::EntryEscapes { .. })
         }),
@@ -494,6 +495,10 @@ fn checksums_find_damage() {
         .file("b", b"bbbb")
         .symlink("lib", "usr")
         .file("lib/c", b"cccc")
+        .file("gone/x", b"x")
+        .file("gone", b"g")
+        .file("e", b"e")
+        .symlink("e", "a")
         .file("empty", b""));
     out.ok();
     let sums = out.base.path().join("work/sums");

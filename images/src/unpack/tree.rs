@@ -43,10 +43,6 @@ impl Tree {
         }
     }
 
-    pub(super) fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-
     /// The directory `path`, symbolic links in it resolved inside the root; made if missing.
     pub(super) fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Error> {
         if let Some((cached, fd)) = &self.cache
@@ -164,11 +160,11 @@ impl Tree {
         Ok(None)
     }
 
-    /// Takes away what an earlier entry left at `name`. Returns true if that was a whiteout.
-    pub(super) fn clear(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<bool, Error> {
+    /// Takes away what an earlier entry left at `name`.
+    pub(super) fn clear(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<(), Error> {
         self.cache = None;
         let stat = match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(()),
             other => other.map_err(|e| at("stat", path, e))?,
         };
         if kind(&stat) == FileType::Directory {
@@ -178,7 +174,7 @@ impl Tree {
         } else {
             fs::unlinkat(dir, name, AtFlags::empty()).map_err(|e| at("replace", path, e))?;
         }
-        Ok(is_whiteout(&stat))
+        Ok(())
     }
 
     /// Marks a directory as hiding all lower content (overlayfs.rst, "whiteouts and opaque directories").

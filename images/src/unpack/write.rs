@@ -41,7 +41,7 @@ impl Unpacker {
                     }
                     // Hidden below and made anew by this layer: nothing of the lower directory may show.
                     opaque |= is_whiteout(&stat);
-                    self.tree.clear(dir.as_fd(), base, &path)?;
+                    self.clear(dir.as_fd(), base, &path)?;
                 }
                 Err(e) => return Err(at("make directory", &path, e)),
             }
@@ -77,7 +77,7 @@ impl Unpacker {
             match fs::openat(&dir, base, flags, Mode::from_raw_mode(0o600)) {
                 Ok(fd) => break fd,
                 Err(Errno::EXIST) => {
-                    self.tree.clear(dir.as_fd(), base, &path)?;
+                    self.clear(dir.as_fd(), base, &path)?;
                 }
                 Err(e) => return Err(at("create", &path, e)),
             }
@@ -164,7 +164,7 @@ impl Unpacker {
                     {
                         return Ok(());
                     }
-                    self.tree.clear(dir.as_fd(), base, &path)?;
+                    self.clear(dir.as_fd(), base, &path)?;
                 }
                 Err(Errno::PERM) => {
                     let path = printable(&path);
@@ -178,6 +178,13 @@ impl Unpacker {
         }
     }
 
+    fn clear(&mut self, dir: BorrowedFd<'_>, base: &[u8], path: &[u8]) -> Result<(), Error> {
+        self.tree.clear(dir, base, path)?;
+        self.sums
+            .replaced(path)
+            .map_err(|e| Error::store("write checksums of", printable(path), e))
+    }
+
     /// Symbolic links, devices and fifos.
     pub(super) fn special(&mut self, parent: &[u8], base: &[u8], entry: &Entry) -> Result<(), Error> {
         let dir = self.tree.parent(parent)?;
@@ -186,7 +193,7 @@ impl Unpacker {
             match make_special(dir.as_fd(), base, entry) {
                 Ok(()) => break,
                 Err(Errno::EXIST) => {
-                    self.tree.clear(dir.as_fd(), base, &path)?;
+                    self.clear(dir.as_fd(), base, &path)?;
                 }
                 Err(e) => return Err(at("make", &path, e)),
             }
