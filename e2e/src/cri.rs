@@ -324,9 +324,20 @@ pub fn pod_config(name: &str) -> pb::PodSandboxConfig {
         }),
         hostname: name.to_owned(),
         linux: Some(pb::LinuxPodSandboxConfig {
-            security_context: Some(pb::LinuxSandboxSecurityContext::default()),
+            security_context: Some(pb::LinuxSandboxSecurityContext {
+                namespace_options: Some(own_processes()),
+                ..Default::default()
+            }),
             ..Default::default()
         }),
+        ..Default::default()
+    }
+}
+
+/// What the kubelet asks for unless a pod says otherwise; without it a pod shares its process ids.
+fn own_processes() -> pb::NamespaceOption {
+    pb::NamespaceOption {
+        pid: pb::NamespaceMode::Container.into(),
         ..Default::default()
     }
 }
@@ -349,7 +360,10 @@ pub fn command(name: &str, argv: &[&str]) -> pb::ContainerConfig {
         command: argv.iter().map(|&a| a.to_owned()).collect(),
         log_path: format!("{name}.log"),
         linux: Some(pb::LinuxContainerConfig {
-            security_context: Some(pb::LinuxContainerSecurityContext::default()),
+            security_context: Some(pb::LinuxContainerSecurityContext {
+                namespace_options: Some(own_processes()),
+                ..Default::default()
+            }),
             ..Default::default()
         }),
         ..Default::default()

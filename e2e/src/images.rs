@@ -16,6 +16,9 @@ pub const BUSYBOX: &str = "/bin/busybox";
 /// The image most tests use.
 pub const BASE: &str = "e2e-test-images/busybox";
 
+/// The image that is also offered through indexes, below `odd/`.
+pub const INDEXED: &str = "indexed";
+
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n\
     www-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n";
@@ -282,6 +285,7 @@ pub fn base_entries() -> Result<Vec<Entry>> {
             .iter()
             .map(|a| Entry::Link(format!("bin/{a}"), "/bin/busybox".to_owned())),
     );
+    entries.push(Entry::Link("link-to-mnt".to_owned(), "/mnt".to_owned()));
     entries.push(file("etc/passwd", PASSWD));
     entries.push(file("etc/group", GROUP));
     entries.push(Entry::File(
@@ -317,15 +321,11 @@ pub fn catalogue() -> Result<Vec<Named>> {
     let suite = |name: &str| format!("k8s-staging-cri-tools/{name}");
 
     let mut all: Vec<Named> = vec![
-        (
-            BASE.to_owned(),
-            vec!["1.29-2", "1.36.1-1", "1.37.0-1"],
-            plain.clone(),
-        ),
+        (BASE.to_owned(), vec!["1.29-2", "1.36.1-1", "1.37.0-1"], plain),
         (
             "library/busybox".to_owned(),
             vec!["latest", "1.29", "1.36"],
-            plain,
+            with(file("library", "busybox\n"), &shell)?,
         ),
         (
             "e2e-test-images/nginx".to_owned(),
@@ -408,6 +408,7 @@ fn odd_images(base: &Layer) -> Result<Vec<Named>> {
         ("docker", Dialect::Docker, Packing::Gzip),
         ("zstd", Dialect::Oci, Packing::Zstd),
         ("plain", Dialect::Oci, Packing::Plain),
+        (INDEXED, Dialect::Oci, Packing::Gzip),
     ];
     let mut all = Vec::new();
     for (name, dialect, packing) in kinds {

@@ -166,13 +166,29 @@ pub fn config() -> String {
     text
 }
 
+/// How much podd has logged: what comes later is read by [`log_since`].
+#[must_use]
+pub fn log_mark() -> u64 {
+    fs::metadata(log_file()).map_or(0, |m| m.len())
+}
+
+/// The last lines that podd logged since `mark`.
+#[must_use]
+pub fn log_since(mark: u64) -> String {
+    let text = fs::read(log_file()).unwrap_or_default();
+    let from = usize::try_from(mark).unwrap_or(0).min(text.len());
+    let text = String::from_utf8_lossy(&text[from..]).into_owned();
+    let lines: Vec<_> = text.lines().collect();
+    format!(
+        "--- podd's log\n{}",
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    )
+}
+
 /// The last lines that podd logged.
 #[must_use]
 pub fn log_tail() -> String {
-    let text = fs::read_to_string(log_file()).unwrap_or_default();
-    let lines: Vec<_> = text.lines().collect();
-    let from = lines.len().saturating_sub(40);
-    format!("--- last lines of podd's log\n{}", lines[from..].join("\n"))
+    log_since(0)
 }
 
 /// Where podd's standard error goes.

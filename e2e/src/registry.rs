@@ -81,7 +81,9 @@ impl Registry {
         for (repository, tags, image) in &all {
             self.push(repository, tags, image)?;
         }
-        let (repository, _, image) = all.first().context("the catalogue is empty")?;
+        let indexed = format!("odd/{}", images::INDEXED);
+        let found = all.iter().find(|(repository, ..)| *repository == indexed);
+        let (repository, _, image) = found.context("the catalogue has no image to be indexed")?;
         for (dialect, tag) in [(Dialect::Oci, "index"), (Dialect::Docker, "list")] {
             let (media_type, body) = images::index(image, dialect);
             self.push_manifest(repository, tag, media_type, &body)?;

@@ -140,20 +140,22 @@ fn uncompressed(env: &mut Env<'_>) -> Result<()> {
     prints_its_variant(env, "docker.io/odd/plain:latest", "plain")
 }
 
+/// Pulls the indexed image directly and through `tag`: both give one id.
+fn same_id_through(env: &mut Env<'_>, tag: &str) -> Result<()> {
+    let cri = env.cri()?;
+    let direct = format!("docker.io/odd/{}:latest", build::INDEXED);
+    let id = cri.pull(&direct)?;
+    cri.remove(&direct)?;
+    let name = format!("docker.io/odd/{}:{tag}", build::INDEXED);
+    with_image(&cri, &name, |image| equal("id", &image.id, &id))
+}
+
 fn index(env: &mut Env<'_>) -> Result<()> {
-    let (cri, base) = (env.cri()?, IMAGE);
-    let id = cri.image(base)?.context("no base image")?.id;
-    let name = "registry.k8s.io/e2e-test-images/busybox:index";
-    equal("id through the index", cri.pull(name)?, id)?;
-    Ok(cri.remove(name)?)
+    same_id_through(env, "index")
 }
 
 fn manifest_list(env: &mut Env<'_>) -> Result<()> {
-    let (cri, base) = (env.cri()?, IMAGE);
-    let id = cri.image(base)?.context("no base image")?.id;
-    let name = "registry.k8s.io/e2e-test-images/busybox:list";
-    equal("id through the list", cri.pull(name)?, id)?;
-    Ok(cri.remove(name)?)
+    same_id_through(env, "list")
 }
 
 fn whiteouts_and_hard_links(env: &mut Env<'_>) -> Result<()> {

@@ -20,7 +20,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
-use podd_e2e::{arena, podd};
+use podd_e2e::arena;
 
 fn main() -> ExitCode {
     arena::stage_hook();
@@ -75,9 +75,6 @@ fn run(options: &Arguments) -> ExitCode {
     let done = libtest_mimic::run(options, trials);
     if options.list {
         return ExitCode::SUCCESS;
-    }
-    if done.has_failed() {
-        println!("{}", podd::log_tail());
     }
     world.report();
     println!(

@@ -79,7 +79,8 @@ fn reachable_from_host(env: &mut Env<'_>) -> Result<()> {
 fn pod_to_pod(env: &mut Env<'_>) -> Result<()> {
     let (server, client) = (env.pod("server")?, env.pod("client")?);
     let [v4, v6] = serving(&server)?;
-    let script = format!("wget -T5 -q -O- http://{v4}:8080/ && wget -T5 -q -O- 'http://[{v6}]:8080/'");
+    let script =
+        format!("timeout 5 wget -q -O- http://{v4}:8080/ && timeout 5 wget -q -O- 'http://[{v6}]:8080/'");
     let out = client.output(&cri::shell("c", &script))?;
     client.remove()?;
     server.remove()?;
@@ -96,7 +97,7 @@ fn pod_to_host(env: &mut Env<'_>) -> Result<()> {
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhost\n")
     });
     let pod = env.pod("client")?;
-    let script = "wget -T5 -q -O- http://$(ip route | awk '/default/{print $3}'):7070/";
+    let script = "timeout 5 wget -q -O- http://$(ip route | awk '/default/{print $3}'):7070/";
     let out = pod.output(&cri::shell("c", script));
     if out.is_err() {
         // Nobody came: let the accepting thread go.
@@ -110,7 +111,10 @@ fn pod_to_host(env: &mut Env<'_>) -> Result<()> {
 fn own_address_through_itself(env: &mut Env<'_>) -> Result<()> {
     let pod = env.pod("self")?;
     let [v4, _] = serving(&pod)?;
-    let out = pod.output(&cri::shell("c", &format!("wget -T5 -q -O- http://{v4}:8080/")))?;
+    let out = pod.output(&cri::shell(
+        "c",
+        &format!("timeout 5 wget -q -O- http://{v4}:8080/"),
+    ))?;
     pod.remove()?;
     equal("answer", out.as_str(), "hello\n")
 }
@@ -139,7 +143,7 @@ fn host_port(env: &mut Env<'_>) -> Result<()> {
     }];
     let (server, client) = (Pod::run(&env.cri()?, config)?, env.pod("client")?);
     serving(&server)?;
-    let script = "wget -T5 -q -O- http://$(ip route | awk '/default/{print $3}'):18080/";
+    let script = "timeout 5 wget -q -O- http://$(ip route | awk '/default/{print $3}'):18080/";
     let out = client.output(&cri::shell("c", script))?;
     equal("answer through the host port", out.as_str(), "hello\n")?;
     contains("answer on loopback", &get("127.0.0.1", 18080)?, "hello")?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
-use podd_e2e::cri;
+use podd_e2e::cri::{self, Cri};
 use podd_proto::v1 as pb;
 
 use crate::case::{Env, Pod, cases, contains, equal};
@@ -17,8 +17,10 @@ cases!("sandbox":
 const NAMESPACES: &str =
     "for n in net ipc uts pid mnt cgroup user; do echo $n $(readlink /proc/self/ns/$n); done";
 
-fn namespaces(pod: &Pod, name: &str) -> Result<HashMap<String, String>> {
-    let out = pod.output(&cri::shell(name, NAMESPACES))?;
+/// The namespaces of a container that goes on running: a number is used again once its namespace is gone.
+fn namespaces(cri: &Cri, pod: &Pod, name: &str) -> Result<HashMap<String, String>> {
+    let id = pod.started(&cri::shell(name, "sleep 100000 & wait"))?;
+    let out = cri.sh(&id, NAMESPACES)?;
     Ok(out
         .lines()
         .filter_map(|l| l.split_once(' '))
