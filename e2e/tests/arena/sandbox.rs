@@ -35,12 +35,9 @@ fn of_arena(kind: &str) -> Result<String> {
 }
 
 fn own_namespaces(env: &mut Env<'_>) -> Result<()> {
-    let (one, two) = (env.pod("one")?, env.pod("two")?);
-    let (a, b, other) = (
-        namespaces(&one, "a")?,
-        namespaces(&one, "b")?,
-        namespaces(&two, "a")?,
-    );
+    let (cri, one, two) = (env.cri()?, env.pod("one")?, env.pod("two")?);
+    let (a, b) = (namespaces(&cri, &one, "a")?, namespaces(&cri, &one, "b")?);
+    let other = namespaces(&cri, &two, "a")?;
     for kind in ["net", "ipc", "uts"] {
         equal(&format!("{kind} in one pod"), &a[kind], &b[kind])?;
         ensure!(a[kind] != other[kind], "two pods share {kind}");
