@@ -86,30 +86,41 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
 
 /// Parts of a spec that would be lost: better no container than one that lacks what was asked for.
 fn refuse_unknown(spec: &Spec) -> Result<(), CompileError> {
-    let unsupported = |what: &'static str, value: &str| {
-        Err(CompileError::Unsupported {
-            what,
-            value: value.to_owned(),
-        })
-    };
-    if spec.hooks().is_some() {
-        return unsupported("part of the spec", "hooks");
+    let mut lost: Vec<(bool, &str)> = vec![(spec.hooks().is_some(), "hooks")];
+    if let Some(process) = spec.process() {
+        lost.extend([
+            (process.selinux_label().is_some(), "SELinux label"),
+            (process.io_priority().is_some(), "I/O priority"),
+            (process.scheduler().is_some(), "scheduler"),
+            (process.exec_cpu_affinity().is_some(), "exec CPU affinity"),
+            (process.user().umask().is_some(), "umask"),
+        ]);
     }
-    if let Some(label) = spec
-        .process()
-        .as_ref()
-        .and_then(|process| process.selinux_label().as_deref())
-    {
-        return unsupported("SELinux label", label);
+    if let Some(linux) = spec.linux() {
+        lost.extend([
+            (
+                linux.sysctl().as_ref().is_some_and(|all| !all.is_empty()),
+                "sysctl of a container, not a pod",
+            ),
+            (
+                linux.uid_mappings().is_some() || linux.gid_mappings().is_some(),
+                "id mappings",
+            ),
+            (linux.mount_label().is_some(), "SELinux mount label"),
+            (linux.personality().is_some(), "personality"),
+            (linux.time_offsets().is_some(), "time offsets"),
+            (linux.intel_rdt().is_some(), "Intel RDT"),
+            (linux.memory_policy().is_some(), "memory policy"),
+            (linux.net_devices().is_some(), "network devices"),
+        ]);
     }
-    let Some(linux) = spec.linux() else { return Ok(()) };
-    if let Some(key) = linux.sysctl().iter().flat_map(|all| all.keys()).next() {
-        return unsupported("sysctl of a container rather than a pod", key);
+    match lost.into_iter().find(|(there, _)| *there) {
+        None => Ok(()),
+        Some((_, part)) => Err(CompileError::Unsupported {
+            what: "part of the spec",
+            value: part.to_owned(),
+        }),
     }
-    if linux.uid_mappings().is_some() || linux.gid_mappings().is_some() {
-        return unsupported("part of the spec", "id mappings");
-    }
-    Ok(())
 }
 
 fn root(plan: &mut PlanBuf, root: &RootLayers) -> Result<(), CompileError> {

@@ -170,6 +170,13 @@ impl Options {
         for option in mount.options().iter().flatten() {
             parsed.option(option)?;
         }
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+            let value = mount.destination().display().to_string();
+            return Err(CompileError::Unsupported {
+                what: "id-mapped mount",
+                value,
+            });
+        }
         if parsed.bind && !parsed.data.is_empty() {
             let value = mount
                 .options()

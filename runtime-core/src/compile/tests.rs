@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::plan::{FileKind, GroupsPolicy, Plan, Step, mount_flag};
+use crate::plan::{FileKind, GroupsPolicy, Plan, mount_flag};
 
 /// A spec as the daemon makes it for a plain container of a pod with its own network.
 fn spec_json() -> Value {
@@ -157,4 +157,302 @@ Exec { argv: ["sh", "-c", "echo hello"], env: ["PATH=/bin:/usr/bin", "A=b"] }
         assert_eq!(got, want, "step {at}");
     }
     assert_eq!(printed, expected);
+}
+
+#[test]
+fn namespaces_are_joined_made_or_the_hosts() {
+    let with = |list: Value| compile(&spec_with("/linux/namespaces", list));
+    let shared = with(json!([
+        { "type": "mount" }, { "type": "pid", "path": "/proc/self/fd/10" }, { "type": "ipc", "path": "/proc/self/fd/7" }
+    ]));
+    let shared = print(&shared);
+    assert!(
+        shared
+            .contains("Join { slot: 7, namespaces: 134217728 }\nJoin { slot: 10, namespaces: 536870912 }\n")
+    );
+    assert!(shared.contains("Clone { namespaces: 131072, into_cgroup: true }"));
+    assert!(!shared.contains("Unshare"));
+
+    let host = with(json!([{ "type": "mount" }]));
+    assert!(outline(&host).starts_with("OomScoreAdj Clone NewSession RootOverlay"));
+}
+
+#[test]
+fn a_uts_namespace_of_its_own_gets_the_name() {
+    let mut spec = spec_with(
+        "/linux/namespaces",
+        json!([{ "type": "mount" }, { "type": "uts" }]),
+    );
+    spec.set_hostname(Some("solo".into()));
+    let steps = print(&compile(&spec));
+    assert!(
+        steps.contains("NewSession\nHostname(\"solo\")\nRootOverlay"),
+        "{steps}"
+    );
+}
+
+#[test]
+fn a_terminal_is_opened_before_the_root_changes() {
+    let plan = compile(&spec_with("/process/terminal", json!(true)));
+    assert!(outline(&plan).contains("Mask ReadOnly Console PivotRoot"));
+}
+
+#[test]
+fn a_dev_of_the_hosts_is_left_as_it_is() {
+    let plan = compile(&spec_with(
+        "/mounts",
+        json!([
+            { "destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind"] },
+            { "destination": "/data", "type": "bind", "source": "/data", "options": ["rbind"] }
+        ]),
+    ));
+    let outline = outline(&plan);
+    assert!(
+        !outline.contains("Mknod") && !outline.contains("Symlink"),
+        "{outline}"
+    );
+}
+
+#[test]
+fn devices_of_the_spec_replace_the_default_ones() {
+    let plan = compile(&spec_with(
+        "/linux/devices",
+        json!([
+            { "path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600, "uid": 7, "gid": 8 },
+            { "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 }
+        ]),
+    ));
+    let steps = print(&plan);
+    assert_eq!(steps.matches("\"/dev/null\"").count(), 1);
+    assert!(steps.contains("path: \"/dev/null\", mode: 8576, major: 1, minor: 3, uid: 7, gid: 8"));
+    assert!(steps.contains("path: \"/dev/sda\", mode: 25014, major: 8, minor: 0"));
+}
+
+#[test]
+fn inputs_say_what_a_spec_cannot() {
+    let mut inputs = inputs();
+    inputs.process.identity = Some(Identity {
+        user: Who::Name("www".into()),
+        group: Who::Unset,
+        groups: vec![5],
+        policy: GroupsPolicy::Merge,
+    });
+    inputs.process.env = Some(vec![b"X=\xff".to_vec()]);
+    inputs.process.host_caps = "KILL".parse().unwrap();
+    let steps = print(&container(&spec(), &inputs).unwrap());
+    assert!(steps.contains("Identity { user: Name(\"www\"), group: Unset, groups: [5], policy: Merge }"));
+    assert!(steps.contains("env: [\"X=\\xff\"]"), "{steps}");
+    assert!(steps.contains("Become(Caps { bounding: 32, permitted: 32,"));
+    assert!(steps.contains(&format!("path: \"{DEFAULT_PATH}\"")));
+}
+
+#[test]
+fn confinement_comes_in_the_order_that_works() {
+    let mut spec = spec_with("/linux/seccomp", json!({ "defaultAction": "SCMP_ACT_ALLOW" }));
+    spec.process_mut()
+        .as_mut()
+        .unwrap()
+        .set_apparmor_profile(Some("podd".into()));
+    let end = "FindProgram AppArmor NoNewPrivileges Become Gate Seccomp Exec";
+    assert!(outline(&compile(&spec)).ends_with(end));
+}
+
+#[test]
+fn volumes_are_told_in_slot_order() {
+    let spec = spec();
+    let found = volumes(&spec, &inputs().nest).unwrap();
+    let told: Vec<_> = found
+        .iter()
+        .map(|v| (v.slot, v.source.to_str().unwrap(), v.recursive, v.propagation))
+        .collect();
+    let (private, slave) = (mount_flag::PRIVATE, mount_flag::SLAVE);
+    assert_eq!(
+        told,
+        [(12, "/srv/data", true, slave), (13, "/srv/file", false, private)]
+    );
+
+    let mut short = inputs();
+    short.volumes.pop();
+    assert_eq!(
+        container(&spec, &short).unwrap_err(),
+        CompileError::VolumeCount { wanted: 2, given: 1 }
+    );
+}
+
+#[test]
+fn an_exec_joins_the_container_and_waits_for_nobody() {
+    let mut spec = spec();
+    spec.process_mut()
+        .as_mut()
+        .unwrap()
+        .set_no_new_privileges(Some(false));
+    let inputs = ExecInputs {
+        args: vec!["true".into()],
+        terminal: false,
+        process: ProcessInputs {
+            into_cgroup: true,
+            ..ProcessInputs::default()
+        },
+    };
+    let expected = r#"OomScoreAdj(900)
+Join { slot: 11, namespaces: 1845624832 }
+Clone { namespaces: 0, into_cgroup: true }
+NewSession
+Rlimit { resource: 7, soft: 1024, hard: 524288 }
+Identity { user: Id(0), group: Id(0), groups: [], policy: Strict }
+WorkDir { path: "/srv", create: false }
+FindProgram { name: "true", path: "/bin:/usr/bin" }
+Become(Caps { bounding: 33, permitted: 33, inheritable: 0, ambient: 0 })
+Exec { argv: ["true"], env: ["PATH=/bin:/usr/bin", "A=b"] }
+"#;
+    assert_eq!(print(&exec(&spec, &inputs).unwrap()), expected);
+    let terminal = ExecInputs {
+        terminal: true,
+        ..inputs
+    };
+    assert!(outline(&exec(&spec, &terminal).unwrap()).contains("NewSession Console Rlimit"));
+}
+
+#[test]
+fn a_pod_plan_makes_what_is_asked_and_holds_it() {
+    let all = PodInputs {
+        network: true,
+        ipc: true,
+        uts: true,
+        pid: true,
+        hostname: Some("web-0".into()),
+        sysctls: vec![
+            ("net/ipv4/ip_forward".into(), "1".into()),
+            ("kernel/shmmax".into(), "1".into()),
+        ],
+    };
+    let expected = r#"Unshare(1275068416)
+Hostname("web-0")
+Sysctl { key: "net/ipv4/ip_forward", value: "1" }
+Sysctl { key: "kernel/shmmax", value: "1" }
+Clone { namespaces: 536870912, into_cgroup: false }
+Hold
+"#;
+    assert_eq!(print(&pod(&all).unwrap()), expected);
+    assert_eq!(print(&pod(&PodInputs::default()).unwrap()), "Hold\n");
+
+    for (network, ipc, key) in [
+        (false, true, "net/core/somaxconn"),
+        (true, false, "kernel/sem"),
+        (true, false, "fs/mqueue/msg_max"),
+        (true, true, "net/../kernel/core_pattern"),
+        (true, true, "/kernel/core_pattern"),
+    ] {
+        let sysctls = vec![(key.to_owned(), "1".to_owned())];
+        let error = pod(&PodInputs {
+            network,
+            ipc,
+            sysctls,
+            ..PodInputs::default()
+        })
+        .unwrap_err();
+        assert_eq!(
+            error,
+            CompileError::Unsupported {
+                what: "sysctl",
+                value: key.to_owned()
+            }
+        );
+    }
+    let hostname = PodInputs {
+        uts: true,
+        hostname: Some("x".repeat(65)),
+        ..PodInputs::default()
+    };
+    assert_eq!(pod(&hostname).unwrap_err(), CompileError::HostnameTooLong(65));
+    let host = PodInputs {
+        hostname: Some("x".into()),
+        ..PodInputs::default()
+    };
+    assert!(matches!(pod(&host).unwrap_err(), CompileError::Missing(_)));
+}
+
+#[test]
+fn what_a_plan_cannot_do_is_refused_with_its_name() {
+    for (pointer, value, message) in [
+        ("/process/args", json!([]), "the spec has no command"),
+        ("/process/args", json!([""]), "the spec has no command"),
+        ("/process/args", json!(["a\u{0}b"]), "argument holds a NUL byte"),
+        ("/process/env", json!(["a\u{0}b"]), "environment holds a NUL byte"),
+        (
+            "/process/cwd",
+            json!("srv"),
+            "working directory \"srv\" is not an absolute path",
+        ),
+        (
+            "/process/oomScoreAdj",
+            json!(-1001),
+            "oom_score_adj -1001 is out of range",
+        ),
+        (
+            "/process/selinuxLabel",
+            json!("x"),
+            "part of the spec \"SELinux label\" is not supported",
+        ),
+        ("/hooks", json!({}), "part of the spec \"hooks\" is not supported"),
+        (
+            "/linux/sysctl",
+            json!({ "a.b": "1" }),
+            "part of the spec \"sysctl of a container, not a pod\" is not supported",
+        ),
+        (
+            "/linux/maskedPaths",
+            json!(["proc"]),
+            "masked path \"proc\" is not an absolute path",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{ "type": "pid" }]),
+            "the spec has no mount namespace of its own",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{ "type": "mount" }, { "type": "user" }]),
+            "namespace \"user\" is not supported",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{ "type": "mount" }, { "type": "network", "path": "/run/netns/x" }]),
+            "namespace \"net:/run/netns/x\" is not supported",
+        ),
+        (
+            "/linux/devices",
+            json!([{ "path": "/x", "type": "c", "major": -1, "minor": 0 }]),
+            "device major number -1 is out of range",
+        ),
+        (
+            "/mounts",
+            json!([{ "destination": "x", "type": "proc" }]),
+            "mount destination \"x\" is not an absolute path",
+        ),
+        (
+            "/mounts",
+            json!([{ "destination": "/x", "type": "ext4" }]),
+            "mount type \"ext4\" is not supported",
+        ),
+        (
+            "/mounts",
+            json!([{ "destination": "/x", "type": "tmpfs", "options": ["sync"] }]),
+            "mount option \"sync\" is not supported",
+        ),
+        (
+            "/mounts",
+            json!([{ "destination": "/x", "type": "bind", "source": "/y", "options": ["mode=1"] }]),
+            "options of a bind mount \"mode=1\" is not supported",
+        ),
+    ] {
+        let error = container(&spec_with(pointer, value), &inputs()).unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    let mut inputs = inputs();
+    inputs.root.lowers.clear();
+    assert_eq!(
+        container(&spec(), &inputs).unwrap_err(),
+        CompileError::Missing("layer")
+    );
 }

@@ -2,10 +2,9 @@
 //!
 //! [`default_profile`] is podd's own profile as an OCI value, so that it can be read, written to disk and handed to
 //! hooks like any other; [`compile`] turns any profile into the program that a plan carries. Compiling costs a few
-//! hundred microseconds, so whoever starts many containers asks a [`FilterCache`].
+//! hundred microseconds, so whoever starts many containers keeps the [`Filter`]s.
 
 mod bpf;
-mod cache;
 mod compile;
 mod profile;
 mod syscalls;
@@ -14,6 +13,5 @@ mod tests;
 #[cfg(test)]
 mod vm;
 
-pub use cache::FilterCache;
 pub use compile::{Filter, SeccompError, compile};
 pub use profile::{KernelVersion, default_profile};

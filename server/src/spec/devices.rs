@@ -13,6 +13,8 @@ use crate::model::Device;
 
 /// Directories of /dev that are file systems of their own or belong to each container (as containerd leaves out).
 const SKIPPED: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
+/// Terminals of the host that a container has its own of.
+const TERMINALS: [&str; 2] = ["console", "ptmx"];
 
 /// A device node of the host and how a container gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +92,7 @@ fn below(dir: &Path, target: &Path) -> io::Result<Vec<LinuxDevice>> {
                 if !SKIPPED.iter().any(|name| entry.file_name() == *name) {
                     left.push((path, target));
                 }
-            } else if entry.file_name() != "console" {
+            } else if !TERMINALS.iter().any(|name| entry.file_name() == *name) {
                 // Links are not followed: what they lead to is found under its own name.
                 match if kind.is_symlink() {
                     Ok(None)

@@ -25,18 +25,36 @@ pub struct HostFacts {
     pub apparmor: Option<String>,
     /// Every device of the node, for privileged containers.
     pub devices: Vec<LinuxDevice>,
+    /// Soft and hard limit of open files that containers get.
+    pub nofile: (u64, u64),
+    /// The least oom_score_adj that podd may give.
+    pub least_oom_score_adj: i32,
 }
 
 impl HostFacts {
-    /// Looks at the node.
+    /// Looks at the node. `nofile` is what containers are to get; a podd without CAP_SYS_RESOURCE can give no more
+    /// than it has itself, and can lower no oom_score_adj below its own.
     ///
     /// # Errors
     /// /proc or /dev cannot be read.
-    pub fn probe() -> io::Result<Self> {
+    pub fn probe(nofile: (u64, u64)) -> io::Result<Self> {
         let name = rustix::system::uname();
+        let status = fs::read_to_string("/proc/self/status")?;
+        let own_score = fs::read_to_string("/proc/self/oom_score_adj")?;
+        let own_hard = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+            .maximum
+            .unwrap_or(u64::MAX);
+        let free = mask(&status, "CapEff:").contains(SYS_RESOURCE);
+        let most = if free { nofile.1 } else { own_hard.min(nofile.1) };
         Ok(Self {
+            nofile: (nofile.0.min(most), most),
+            least_oom_score_adj: if free {
+                -1000
+            } else {
+                own_score.trim().parse().unwrap_or(0)
+            },
             hostname: name.nodename().to_string_lossy().into_owned(),
-            capabilities: bounding(&fs::read_to_string("/proc/self/status")?),
+            capabilities: mask(&status, "CapBnd:"),
             kernel: KernelVersion::parse(&name.release().to_string_lossy()),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             apparmor: None,
@@ -45,9 +63,12 @@ impl HostFacts {
     }
 }
 
-/// The bounding set that /proc/self/status states.
-fn bounding(status: &str) -> CapSet {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+/// Bit 24, which raising limits and lowering oom_score_adj need (capabilities(7)).
+const SYS_RESOURCE: CapSet = CapSet::from_bits(1 << 24);
+
+/// One of the sets that /proc/self/status states.
+fn mask(status: &str, name: &str) -> CapSet {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .map_or(CapSet::EMPTY, CapSet::from_bits)
 }
@@ -58,7 +79,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_looked_at() {
-        let facts = HostFacts::probe().unwrap();
+        let facts = HostFacts::probe((1024, 524_288)).unwrap();
         assert!(!facts.hostname.is_empty());
         assert!(facts.kernel >= KernelVersion::new(5, 0));
         assert!(
@@ -77,6 +98,6 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["CHOWN"]
         );
-        assert_eq!(bounding(""), CapSet::EMPTY);
+        assert_eq!(mask("", "CapBnd:"), CapSet::EMPTY);
     }
 }

@@ -7,16 +7,13 @@ use runtime_core::compile::Who;
 
 use super::{Inputs, SpecError, command, security, user};
 
-/// Open files: what systemd gives a service since v240. An inherited "infinity" made programs that walk all
-/// descriptors crawl (pains.md, P21).
-const NOFILE: (u64, u64) = (1024, 524_288);
-
 pub(super) fn process(inputs: &Inputs<'_>, env: &[Vec<u8>]) -> Result<Process, SpecError> {
     let container = inputs.container;
     let nofile = PosixRlimitBuilder::default()
         .typ(PosixRlimitType::RlimitNofile)
-        .soft(NOFILE.0)
-        .hard(NOFILE.1)
+        // Never inherited: an "infinity" made programs that walk all descriptors crawl.
+        .soft(inputs.host.nofile.0)
+        .hard(inputs.host.nofile.1)
         .build()
         .map_err(|error| SpecError::Oci(error.to_string()))?;
     let printable = env
@@ -34,7 +31,12 @@ pub(super) fn process(inputs: &Inputs<'_>, env: &[Vec<u8>]) -> Result<Process, S
         .set_rlimits(Some(vec![nofile]))
         .set_no_new_privileges(Some(container.security.no_new_privs))
         .set_apparmor_profile(security::apparmor(inputs))
-        .set_oom_score_adj(Some(container.resources.oom_score_adj));
+        .set_oom_score_adj(Some(
+            container
+                .resources
+                .oom_score_adj
+                .max(inputs.host.least_oom_score_adj),
+        ));
     Ok(process)
 }
 
