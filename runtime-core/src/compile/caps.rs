@@ -97,7 +97,7 @@ impl CapSet {
 
     /// The set of a bit mask; bits without a name here are left out.
     #[must_use]
-    pub fn from_bits(bits: u64) -> Self {
+    pub const fn from_bits(bits: u64) -> Self {
         Self(bits & Self::ALL.0)
     }
 

@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn the_bounding_set_is_read_from_status() {
         assert_eq!(
-            bounding("Name:\tx\nCapBnd:\t0000000000000001\n")
+            mask("Name:\tx\nCapBnd:\t0000000000000001\n", "CapBnd:")
                 .names()
                 .collect::<Vec<_>>(),
             ["CHOWN"]

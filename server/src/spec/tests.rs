@@ -58,6 +58,8 @@ impl Case {
                 selinux: false,
                 apparmor: None,
                 devices: Vec::new(),
+                nofile: (1024, 524_288),
+                least_oom_score_adj: -1000,
             },
             image: ImageDefaults::default(),
         }
