@@ -401,6 +401,10 @@ impl Keeper {
     fn executed(&mut self, handle: u32) {
         let Ok(task) = self.task(handle) else { return };
         task.sync = None;
+        if task.phase == Phase::Gated {
+            // Killed before it was started: its end is reported like any other.
+            return;
+        }
         let runs = match task.kind {
             TaskKind::Exec => task.pid != 0,
             TaskKind::Container => task.phase == Phase::Starting,

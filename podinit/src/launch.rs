@@ -12,6 +12,7 @@ use rustix::io::{Errno, Result};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
+use sys::clone::Child;
 use sys::spawn::{Spawn, spawn};
 
 /// The fds of a launch by role.
@@ -90,7 +91,9 @@ impl Keeper {
             None,
         )?;
         rustix::io::ioctl_fionbio(&sync, true)?;
-        self.spawn_stage(&fds, &stage_end, kind, target)?;
+        let stage = self.spawn_stage(&fds, &stage_end, kind, target)?;
+        // Without a pid namespace the helper of a pod does not clone: it is its own first process.
+        let helper = (kind == TaskKind::Pod && flags & launch_flag::PID == 0).then_some(stage);
         self.watch(sync.as_fd(), Source::Sync, handle)?;
         for (output, source) in ends.outputs.iter().zip([Source::Stdout, Source::Stderr]) {
             if let Some(output) = output {
@@ -102,8 +105,8 @@ impl Keeper {
             kind,
             flags,
             phase: Phase::Staging,
-            pid: 0,
-            pidfd: None,
+            pid: helper.as_ref().map_or(0, |helper| helper.pid),
+            pidfd: helper.map(|helper| helper.pidfd),
             sync: Some(sync),
             caller: Some(caller),
             outputs: ends.outputs,
@@ -117,7 +120,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn spawn_stage(&self, fds: &Fds, sync: &OwnedFd, kind: TaskKind, target: u32) -> Result<()> {
+    fn spawn_stage(&self, fds: &Fds, sync: &OwnedFd, kind: TaskKind, target: u32) -> Result<Child> {
         let null = self.null.as_fd();
         let held = &self.namespaces;
         let joined = match kind {
@@ -156,8 +159,7 @@ impl Keeper {
             fds: &slots,
             cgroup: None,
             new_session: false,
-        })?;
-        Ok(())
+        })
     }
 
     /// A terminal's master arrived: a container's is pumped like a pipe, an exec's goes to podd with the reply.

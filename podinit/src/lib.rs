@@ -6,4 +6,5 @@ extern crate alloc;
 
 pub mod cri_log;
 pub mod report;
+pub mod volume;
 pub mod wire;

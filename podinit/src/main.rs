@@ -8,7 +8,8 @@
 //! 5      mount namespace of the nest
 //! ```
 //!
-//! and once per daemon start as `podd-nest STATE-DIRECTORY` with a socket as fd 3, to make the nest (nest.rs).
+//! once per daemon start as `podd-nest STATE-DIRECTORY` with a socket as fd 3, to make the nest (nest.rs), and as
+//! `podd-volumes` for each container that has volumes (volumes.rs).
 #![no_std]
 #![no_main]
 
@@ -19,8 +20,8 @@ mod launch;
 mod nest;
 mod output;
 mod task;
+mod volumes;
 
-use rustix::fd::OwnedFd;
 use sys::privilege::{Privilege, set_privilege, set_umask};
 use sys::rt::Args;
 use sys::signal::{SignalSet, set_blocked};
@@ -33,6 +34,7 @@ const BAD_START: u32 = 64;
 fn main(args: Args) -> u32 {
     let made = match args.get(0) {
         Some(name) if name == c"podd-nest" => args.get(1).map_or(Err(sys::Errno::INVAL), nest::make),
+        Some(name) if name == c"podd-volumes" => volumes::serve(),
         Some(_) => keep(),
         None => Err(sys::Errno::INVAL),
     };
@@ -49,13 +51,8 @@ fn keep() -> sys::Result<()> {
     set_privilege(Privilege::ChildSubreaper)?;
     rustix::thread::set_name(c"podinit")?;
     set_umask(0);
-    let inherited = |number| rt_fd(number);
-    let (podd, listener, mounts) = (inherited(3)?, inherited(4)?, inherited(5)?);
+    let [podd, listener, mounts] = [3, 4, 5].map(sys::rt::inherited);
+    let (podd, listener, mounts) = (podd?, listener?, mounts?);
     nest::enter(mounts)?;
     keeper::Keeper::new(podd, listener)?.run()
-}
-
-/// Takes ownership of an inherited fd.
-fn rt_fd(number: u32) -> sys::Result<OwnedFd> {
-    sys::rt::inherited(number)
 }

@@ -13,6 +13,8 @@ pub mod cgroup;
 pub mod compile;
 pub mod plan;
 #[cfg(feature = "host")]
+pub mod pod;
+#[cfg(feature = "host")]
 pub mod seccomp;
 #[cfg(all(feature = "rt", not(feature = "host")))]
 pub mod stage;

@@ -123,7 +123,7 @@ impl Case {
 fn mounts_of(spec: &Spec) -> Vec<String> {
     let print = |mount: &oci_spec::runtime::Mount| {
         let options = mount.options().as_deref().unwrap_or_default().join(",");
-        let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        let source = mount.source().as_deref().unwrap_or_else(|| Path::new(""));
         let kind = mount.typ().as_deref().unwrap_or_default();
         format!(
             "{} {kind} {} {options}",

@@ -190,7 +190,7 @@ fn sysctl_path(at: &At<'_>, name: &str) -> Result<String, Refused> {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"_-.:".contains(&b))
     };
-    if !parts.iter().all(|part| valid(&part)) {
+    if !parts.iter().all(valid) {
         return Err(at.invalid("is not the name of a sysctl"));
     }
     // The namespaced ones; anything else belongs to the node (Kubernetes, "Using sysctls").

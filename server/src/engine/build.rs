@@ -1,0 +1,342 @@
+//! From a container's record to the plan, files and descriptors that its stage gets.
+//!
+//! Blocking; opens files of podd's own and volumes, starts nothing.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use oci_spec::runtime::{LinuxSeccomp, Spec};
+use podd_images::Image;
+use runtime_core::cgroup::Limits;
+use runtime_core::compile::{self, ContainerInputs, ExecInputs, Identity, ProcessInputs, RootLayers, Who};
+use runtime_core::plan::{FileKind, GroupsPolicy};
+use runtime_core::pod::Volumes;
+use runtime_core::seccomp::{self, Filter};
+
+use super::container::open_log;
+use super::native::NativeError;
+use super::{Engine, EngineError, plans};
+use crate::model::ContainerId;
+use crate::spec::{self, ImageDefaults, Inputs, PodFiles, devices};
+use crate::state::store::{Container, Pod};
+
+/// Where the nest shows podd's state directory.
+const STORE: &str = "/store";
+
+/// How long a volume may take to answer.
+const VOLUME_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a stage gets, and what is written to the cgroup when it is ready.
+#[derive(Debug)]
+pub struct Build {
+    /// The sealed plan.
+    pub plan: OwnedFd,
+    /// The same, to explain failures.
+    pub encoded: Vec<u8>,
+    /// Limits of the container's cgroup.
+    pub limits: Limits,
+    /// Where podinit records the exit.
+    pub directory: OwnedFd,
+    /// The log file, where the request has one.
+    pub log: Option<OwnedFd>,
+    /// Detached mounts, in slot order.
+    pub volumes: Vec<OwnedFd>,
+}
+
+/// Decides what the container is, prepares its directories and opens what it gets.
+///
+/// # Errors
+/// The image or the host lacks what the request needs, or the kernel refuses a file.
+pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -> Result<Build, EngineError> {
+    let id = container.record.id;
+    let directory = engine.state.records().container_dir(&pod.record.id, &id);
+    make_directories(&directory)?;
+    let built = decide(engine, pod, container, image)?;
+    let nest_dir = in_nest(engine, &directory);
+    let root = RootLayers {
+        base: in_nest(engine, engine.images.layers_dir()),
+        lowers: image.layers.iter().rev().map(u64::to_string).collect(),
+        upper: format!("{nest_dir}/upper"),
+        work: format!("{nest_dir}/work"),
+    };
+    let (volumes, kinds) = open_volumes(engine, &built)?;
+    let process = ProcessInputs {
+        identity: Some(built.identity.clone()),
+        env: Some(built.env.clone()),
+        host_caps: engine.native.host.capabilities,
+        seccomp: engine.native.filters.of(&built.spec)?,
+        into_cgroup: true,
+    };
+    let inputs = ContainerInputs {
+        root,
+        nest: built.nest.clone(),
+        volumes: kinds,
+        process,
+    };
+    let encoded = compile::container(&built.spec, &inputs).map_err(NativeError::from)?;
+    let limits = limits(&built.spec)?;
+    let execs = ExecBase {
+        spec: built.spec,
+        env: built.env,
+    };
+    execs.save(&directory)?;
+    engine.native.execs.put(id, Arc::new(execs));
+    Ok(Build {
+        plan: plans::seal(&encoded)?,
+        encoded,
+        limits,
+        directory: open_directory(&directory)?,
+        log: container.record.log_path.as_deref().map(open_log).transpose()?,
+        volumes,
+    })
+}
+
+fn decide(
+    engine: &Engine,
+    pod: &Pod,
+    container: &Container,
+    image: &Image,
+) -> Result<spec::Built, EngineError> {
+    let pod_dir = engine.state.records().pod_dir(&pod.record.id);
+    let execution = &image.config.config;
+    let defaults = ImageDefaults {
+        user: &execution.user,
+        env: &execution.env,
+        entrypoint: &execution.entrypoint,
+        cmd: &execution.cmd,
+        working_dir: &execution.working_dir,
+    };
+    let devices = devices::find(&container.config.devices).map_err(EngineError::Device)?;
+    let (host_dir, nest_dir) = (pod_dir.to_string_lossy(), in_nest(engine, &pod_dir));
+    let cgroup = format!(
+        "{}/{}",
+        pod.record.cgroup.as_deref().unwrap_or_default(),
+        container.record.id
+    );
+    let inputs = Inputs {
+        pod: &pod.config,
+        container: &container.config,
+        image: &defaults,
+        host: &engine.native.host,
+        files: PodFiles {
+            host_dir: &host_dir,
+            nest_dir: &nest_dir,
+        },
+        devices: &devices,
+        seccomp: None,
+        cgroup: &cgroup,
+    };
+    Ok(spec::build(&inputs).map_err(EngineError::Spec)?)
+}
+
+fn limits(spec: &Spec) -> Result<Limits, EngineError> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    match resources {
+        Some(resources) => Ok(Limits::from_oci(resources).map_err(NativeError::from)?),
+        None => Ok(Limits::default()),
+    }
+}
+
+/// Opens the volumes of a spec through a disposable process; nothing is started where there are none.
+fn open_volumes(engine: &Engine, built: &spec::Built) -> Result<(Vec<OwnedFd>, Vec<FileKind>), EngineError> {
+    let wanted = compile::volumes(&built.spec, &built.nest).map_err(NativeError::from)?;
+    if wanted.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let helper = Volumes::start(&engine.native.programs, VOLUME_DEADLINE).map_err(NativeError::from)?;
+    let mut opened = Vec::with_capacity(wanted.len());
+    for volume in wanted {
+        let mount = helper
+            .open(volume.source, volume.recursive)
+            .map_err(NativeError::from)?;
+        opened.push((mount.mount, mount.kind));
+    }
+    Ok(opened.into_iter().unzip())
+}
+
+/// A path of podd's state directory as the nest shows it.
+fn in_nest(engine: &Engine, path: &Path) -> String {
+    let below = path.strip_prefix(&engine.config.state_dir).unwrap_or(path);
+    format!("{STORE}/{}", below.display())
+}
+
+/// The upper directory is the root of what the container writes, so that it is as open as an image's root.
+fn make_directories(container: &Path) -> Result<(), NativeError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
+        let path = container.join(name);
+        let made = std::fs::DirBuilder::new()
+            .mode(mode)
+            .create(&path)
+            .and_then(|()| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)));
+        made.map_err(|source| NativeError::File {
+            operation: "make",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, NativeError> {
+    let opened = std::fs::File::open(path);
+    Ok(opened
+        .map_err(|source| NativeError::File {
+            operation: "open",
+            path: path.to_owned(),
+            source,
+        })?
+        .into())
+}
+
+/// The plan of a further process in a container.
+///
+/// # Errors
+/// What was decided when the container was created cannot be read again, or the command cannot become a plan.
+pub fn exec_plan(
+    engine: &Engine,
+    container: &Container,
+    args: Vec<String>,
+    terminal: bool,
+) -> Result<Vec<u8>, EngineError> {
+    let id = container.record.id;
+    let base = match engine.native.execs.get(&id) {
+        Some(base) => base,
+        None => {
+            let directory = engine.state.records().container_dir(&container.record.pod, &id);
+            let base = Arc::new(ExecBase::load(&directory)?);
+            engine.native.execs.put(id, Arc::clone(&base));
+            base
+        }
+    };
+    let identity = container.record.identity.as_ref().map(|identity| Identity {
+        user: Who::Id(identity.uid),
+        group: Who::Id(identity.gid),
+        groups: identity.groups.clone(),
+        policy: GroupsPolicy::Strict,
+    });
+    let process = ProcessInputs {
+        identity,
+        env: Some(base.env.clone()),
+        host_caps: engine.native.host.capabilities,
+        seccomp: engine.native.filters.of(&base.spec)?,
+        into_cgroup: true,
+    };
+    let inputs = ExecInputs {
+        args,
+        terminal,
+        process,
+    };
+    Ok(compile::exec(&base.spec, &inputs).map_err(NativeError::from)?)
+}
+
+/// What execs need of their container's creation: kept on disk beside the record, and in memory for a while.
+#[derive(Debug)]
+pub struct ExecBase {
+    spec: Spec,
+    env: Vec<Vec<u8>>,
+}
+
+impl ExecBase {
+    /// The spec as JSON, for people too; the environment, which may hold any bytes, as `NAME=value` NUL.
+    fn save(&self, directory: &Path) -> Result<(), NativeError> {
+        let write = |name: &str, content: &[u8]| {
+            let path = directory.join(name);
+            std::fs::write(&path, content).map_err(|source| NativeError::File {
+                operation: "write",
+                path,
+                source,
+            })
+        };
+        let json = serde_json::to_vec(&self.spec).map_err(|e| NativeError::Kernel {
+            operation: "encode the OCI spec",
+            source: e.into(),
+        })?;
+        write("spec.json", &json)?;
+        write("environment", &self.env.join(&0))
+    }
+
+    fn load(directory: &Path) -> Result<Self, NativeError> {
+        let read = |name: &str| {
+            let path: PathBuf = directory.join(name);
+            let content = std::fs::read(&path);
+            content.map_err(|source| NativeError::File {
+                operation: "read",
+                path,
+                source,
+            })
+        };
+        let spec = serde_json::from_slice(&read("spec.json")?).map_err(|e| NativeError::File {
+            operation: "read",
+            path: directory.join("spec.json"),
+            source: e.into(),
+        })?;
+        let environment = read("environment")?;
+        let env = environment
+            .split(|byte| *byte == 0)
+            .filter(|entry| !entry.is_empty());
+        Ok(Self {
+            spec,
+            env: env.map(<[u8]>::to_vec).collect(),
+        })
+    }
+}
+
+/// The bases of the containers that were asked for last.
+#[derive(Debug, Default)]
+pub struct ExecBases(Mutex<HashMap<ContainerId, Arc<ExecBase>>>);
+
+impl ExecBases {
+    /// Probes run in few containers at a time; all others are read from disk again.
+    const MOST: usize = 64;
+
+    fn get(&self, id: &ContainerId) -> Option<Arc<ExecBase>> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
+    }
+
+    fn put(&self, id: ContainerId, base: Arc<ExecBase>) {
+        let mut bases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if bases.len() >= Self::MOST
+            && let Some(any) = bases.keys().next().copied()
+        {
+            bases.remove(&any);
+        }
+        bases.insert(id, base);
+    }
+
+    /// Forgets a removed container.
+    pub fn forget(&self, id: &ContainerId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// Compiled seccomp filters: nearly all containers of a node share two or three.
+#[derive(Debug, Default)]
+pub struct Filters(Mutex<Vec<(LinuxSeccomp, Arc<Filter>)>>);
+
+impl Filters {
+    const MOST: usize = 16;
+
+    fn of(&self, spec: &Spec) -> Result<Option<Arc<Filter>>, EngineError> {
+        let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
+            return Ok(None);
+        };
+        let mut filters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, filter)) = filters.iter().find(|(known, _)| known == profile) {
+            return Ok(Some(Arc::clone(filter)));
+        }
+        let filter = Arc::new(seccomp::compile(profile).map_err(EngineError::Seccomp)?);
+        if filters.len() >= Self::MOST {
+            filters.remove(0);
+        }
+        filters.push((profile.clone(), Arc::clone(&filter)));
+        Ok(Some(filter))
+    }
+}

@@ -1,0 +1,353 @@
+//! What Create-, Start-, Stop- and RemoveContainer and ReopenContainerLog do on the host.
+//!
+//! Owns the kernel steps; `containers` owns their order among other operations, the records and the names.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podd_images::Image;
+use runtime_core::cgroup::{Cgroup, CgroupPath, Phase};
+use runtime_core::pod::{Report, Request, Role, TaskKind, launch_flag};
+
+use super::build::{self, Build};
+use super::keeper::{Keeper, container_handle};
+use super::native::NativeError;
+use super::undo::Undo;
+use super::{Engine, EngineError, blocking, exits, plans};
+use crate::model::{ContainerId, StopSignal};
+use crate::state::record::Identity;
+use crate::state::store::{Container, Pod};
+
+/// What [`create`] has made.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// The process that waits at the start gate, as the host numbers it.
+    pub pid: i32,
+    /// The container's cgroup, seen from the root of the hierarchy.
+    pub cgroup: String,
+    /// Who the application will run as.
+    pub identity: Identity,
+}
+
+/// Whether an exit is still to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Killed {
+    /// podinit will report the exit, or has already.
+    WillReport,
+    /// No process is left and nobody can say how it ended.
+    Unseen,
+}
+
+/// Builds the container up to its start gate; pushes onto `undo` what it has made.
+///
+/// The container's record is on disk with phase `Creating`.
+///
+/// # Errors
+/// The step that failed. `undo` is run by the caller.
+pub async fn create(
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+    container: &Arc<Container>,
+    image: &Image,
+    undo: &mut Undo,
+) -> Result<Built, EngineError> {
+    let id = container.record.id;
+    let keeper = engine.native.keeper(&pod.record.id)?;
+    engine.native.hold(id, engine.images.hold(image)?);
+    let holder = Arc::clone(engine);
+    undo.push("release the image", async move {
+        holder.native.release(&id);
+        Ok::<_, NativeError>(())
+    });
+    let parent = engine
+        .native
+        .pod_cgroup(&pod.record.id, pod.config.cgroup_parent.as_ref())?
+        .0;
+    let cgroup = make_cgroup(engine, &parent, id, undo).await?;
+
+    let (to_build, image, at) = (
+        Arc::clone(engine),
+        image.clone(),
+        (Arc::clone(pod), Arc::clone(container)),
+    );
+    let built = blocking("CreateContainer", move || {
+        build::build(&to_build, &at.0, &at.1, &image)
+    })
+    .await?;
+    cgroup.check(&built.limits).map_err(NativeError::from)?;
+    launch(engine, &keeper, container, &cgroup, built, undo).await
+}
+
+async fn make_cgroup(
+    engine: &Arc<Engine>,
+    parent: &CgroupPath,
+    id: ContainerId,
+    undo: &mut Undo,
+) -> Result<Cgroup, EngineError> {
+    let path = parent.join(id.as_str()).map_err(NativeError::CgroupPath)?;
+    let (root, wait) = (engine.native.cgroups.clone(), engine.kill_wait());
+    let (undo_root, undo_path) = (root.clone(), path.clone());
+    undo.push_blocking("remove the container's cgroup", move || {
+        undo_root.remove(&undo_path, Instant::now() + wait)
+    });
+    blocking("CreateContainer", move || {
+        root.create(&path).map_err(NativeError::from)
+    })
+    .await
+}
+
+async fn launch(
+    engine: &Arc<Engine>,
+    keeper: &Arc<Keeper>,
+    container: &Arc<Container>,
+    cgroup: &Cgroup,
+    built: Build,
+    undo: &mut Undo,
+) -> Result<Built, EngineError> {
+    let handle = container_handle(container.record.handle);
+    let mut fds: Vec<(Role, BorrowedFd<'_>)> = vec![
+        (Role::Stage, engine.native.programs.stage()),
+        (Role::Plan, built.plan.as_fd()),
+        (Role::Cgroup, cgroup.dir()),
+        (Role::Record, built.directory.as_fd()),
+    ];
+    fds.extend(built.log.iter().map(|log| (Role::Log, log.as_fd())));
+    fds.extend(built.volumes.iter().map(|mount| (Role::Mount, mount.as_fd())));
+    let (roles, fds): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.into_iter().unzip();
+    let bits = [
+        (container.config.stdin, launch_flag::STDIN),
+        (container.config.tty, launch_flag::TTY),
+    ];
+    let flags = bits
+        .iter()
+        .filter(|(asked, _)| *asked)
+        .fold(0, |all, (_, bit)| all | bit);
+
+    let (killer, wait, ended) = (cgroup.path().clone(), engine.kill_wait(), Arc::clone(engine));
+    let (last, forget) = (Arc::clone(keeper), handle);
+    undo.push("end the container's processes", async move {
+        let root = ended.native.cgroups.clone();
+        blocking("CreateContainer", move || kill_and_wait(&root, &killer, wait)).await?;
+        forget_task(&last, forget).await
+    });
+    let request = Request::Launch {
+        kind: TaskKind::Container,
+        flags,
+        target: 0,
+        roles,
+    };
+    let patience = Duration::from_secs(engine.config.timeouts.create_seconds.into());
+    let reply = match tokio::time::timeout(patience, keeper.call(handle, request, &fds)).await {
+        Ok(reply) => reply.map_err(|e| plans::explain(e, &built.encoded))?,
+        Err(_) => return Err(NativeError::CreateTimeout(patience.as_secs()).into()),
+    };
+    let identity = match Report::decode(&reply.body) {
+        Some(Report::Ready(identity)) => Identity {
+            uid: identity.uid,
+            gid: identity.gid,
+            groups: identity.groups,
+        },
+        _ => return Err(NativeError::PodinitGone.into()),
+    };
+    let pid = cgroup
+        .procs()
+        .map_err(NativeError::from)?
+        .first()
+        .copied()
+        .unwrap_or_default();
+    // Last, so that a limit smaller than the stage's own needs does not end it.
+    cgroup
+        .apply(&built.limits, Phase::All)
+        .map_err(NativeError::from)?;
+    Ok(Built {
+        pid: pid.cast_signed(),
+        cgroup: cgroup.path().as_str().to_owned(),
+        identity,
+    })
+}
+
+fn kill_and_wait(
+    root: &runtime_core::cgroup::CgroupRoot,
+    path: &CgroupPath,
+    wait: Duration,
+) -> Result<(), NativeError> {
+    let Some(cgroup) = root.find(path)? else {
+        return Ok(());
+    };
+    cgroup.kill()?;
+    Ok(cgroup.wait_empty(Instant::now() + wait)?)
+}
+
+/// Makes podinit forget a task that has ended or is about to.
+async fn forget_task(keeper: &Keeper, handle: u32) -> Result<(), EngineError> {
+    const EBUSY: i32 = 16;
+    const ESRCH: i32 = 3;
+    loop {
+        match keeper.call(handle, Request::Forget, &[]).await {
+            Ok(_) | Err(NativeError::PodinitGone) => return Ok(()),
+            Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(ESRCH) => return Ok(()),
+            // Killed, and not collected yet.
+            Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(EBUSY) => {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Opens the start gate and waits until the application was executed.
+///
+/// # Errors
+/// It could not be executed; then no process of the container is left.
+pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), EngineError> {
+    let keeper = engine.native.keeper(&container.record.pod)?;
+    match keeper
+        .call(container_handle(container.record.handle), Request::Start, &[])
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(NativeError::Stage(failure)) => Err(NativeError::Step {
+            doing: format!("execute {}", String::from_utf8_lossy(&failure.subject)),
+            command: true,
+            source: std::io::Error::from_raw_os_error(failure.errno.cast_signed()),
+        }
+        .into()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Sends a signal to the container's first process; one that is gone counts as done.
+///
+/// # Errors
+/// The signal could not be sent.
+pub async fn signal(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    signal: StopSignal,
+) -> Result<(), EngineError> {
+    const ESRCH: i32 = 3;
+    let keeper = match engine.native.keeper(&container.record.pod) {
+        Err(NativeError::PodinitGone) => return Ok(()),
+        other => other?,
+    };
+    let request = Request::Signal(signal.number().unsigned_abs());
+    match keeper
+        .call(container_handle(container.record.handle), request, &[])
+        .await
+    {
+        Ok(_) | Err(NativeError::PodinitGone) => Ok(()),
+        Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(ESRCH) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Kills every process of the container, without waiting for the exit report.
+///
+/// # Errors
+/// The processes could not be killed.
+pub async fn kill(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<Killed, EngineError> {
+    const SIGKILL: u32 = 9;
+    const ESRCH: i32 = 3;
+    let (killer, victim) = (Arc::clone(engine), Arc::clone(container));
+    blocking("StopContainer", move || -> Result<(), EngineError> {
+        match exits::find_cgroup(&killer, &victim)? {
+            Some(cgroup) => Ok(cgroup.kill().map_err(NativeError::from)?),
+            None => Ok(()),
+        }
+    })
+    .await?;
+    let keeper = match engine.native.keeper(&container.record.pod) {
+        Err(NativeError::PodinitGone) => return Ok(Killed::Unseen),
+        other => other?,
+    };
+    // The first process may have left the cgroup; through podinit the signal reaches it wherever it is.
+    match keeper
+        .call(
+            container_handle(container.record.handle),
+            Request::Signal(SIGKILL),
+            &[],
+        )
+        .await
+    {
+        Ok(_) => Ok(Killed::WillReport),
+        Err(NativeError::PodinitGone) => Ok(Killed::Unseen),
+        Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(ESRCH) => {
+            let tasks = keeper.tasks().await?;
+            let known = tasks
+                .iter()
+                .any(|task| task.handle == container_handle(container.record.handle));
+            Ok(if known { Killed::WillReport } else { Killed::Unseen })
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Frees what a dead container still has outside its directory: its cgroup, podinit's memory of it, its hold on
+/// the image. The directory is deleted by the caller. What is gone counts as done.
+///
+/// # Errors
+/// The step that failed; those after it were tried all the same.
+pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), EngineError> {
+    let forgotten = match engine.native.keeper(&container.record.pod) {
+        Ok(keeper) => forget_task(&keeper, container_handle(container.record.handle)).await,
+        Err(_) => Ok(()),
+    };
+    engine.native.release(&container.record.id);
+    engine.native.execs.forget(&container.record.id);
+    let (remover, removed) = (Arc::clone(engine), Arc::clone(container));
+    let deadline = Instant::now() + engine.kill_wait();
+    let cleared = blocking("RemoveContainer", move || -> Result<(), EngineError> {
+        match exits::find_cgroup(&remover, &removed)? {
+            Some(cgroup) => Ok(cgroup.remove(deadline).map_err(NativeError::from)?),
+            None => Ok(()),
+        }
+    });
+    cleared.await?;
+    forgotten
+}
+
+/// Makes podinit open the log file anew.
+///
+/// # Errors
+/// The file cannot be opened; the old one stays in use.
+pub async fn reopen_log(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), EngineError> {
+    let Some(path) = container.record.log_path.clone() else {
+        return Ok(());
+    };
+    let keeper = engine.native.keeper(&container.record.pod)?;
+    let log = blocking("ReopenContainerLog", move || open_log(&path)).await?;
+    keeper
+        .call(
+            container_handle(container.record.handle),
+            Request::Reopen,
+            &[log.as_fd()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Opens a log file for appending, creating it and its directory.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn open_log(path: &Path) -> Result<OwnedFd, NativeError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    const O_NOFOLLOW: i32 = 0o400_000;
+    let failed = |source| NativeError::File {
+        operation: "open the log",
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
+    let mut options = std::fs::File::options();
+    options
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(O_NOFOLLOW);
+    Ok(options.open(path).map_err(failed)?.into())
+}

@@ -1,0 +1,99 @@
+//! What the end of a container's first process means: the rest of it is killed, and the kernel is asked whether
+//! it was out of memory, before anybody is told.
+
+use std::sync::Weak;
+use std::time::Instant;
+
+use runtime_core::cgroup::{Cgroup, CgroupError};
+use runtime_core::pod::{TaskPhase, TaskState};
+
+use super::keeper::container_number;
+use super::{Engine, EngineError};
+use crate::model::PodId;
+use crate::state::phase::{Exit, Reason};
+use crate::state::store::Container;
+
+const SIGKILL: u8 = 9;
+
+/// Called for each exit that podinit reports, once or again after a restart of podd. Returns at once.
+pub fn report(engine: &Weak<Engine>, pod: PodId, state: TaskState) {
+    let Some(engine) = engine.upgrade() else { return };
+    let Some(number) = container_number(state.handle) else {
+        // The pod's pid 1 died: nothing can run in its pid namespace any more.
+        engine.report_pod_lost(pod);
+        return;
+    };
+    let snapshot = engine.snapshot();
+    let Some(container) = snapshot
+        .containers_of(&pod)
+        .find(|c| c.record.handle == number)
+        .cloned()
+    else {
+        return;
+    };
+    tokio::task::spawn_blocking(move || {
+        let exit = settle(&engine, &container, state);
+        engine.report_exit(container.record.id, exit);
+    });
+}
+
+/// Ends what is left of the container and says how it ended. Blocks.
+pub fn settle(engine: &Engine, container: &Container, state: TaskState) -> Exit {
+    let cgroup = find_cgroup(engine, container).ok().flatten();
+    if let Some(cgroup) = &cgroup
+        && let Err(e) = bury(engine, cgroup)
+    {
+        // The exit is told all the same; removing the container tries again and reports what it finds.
+        let e: &(dyn std::error::Error + 'static) = &e;
+        tracing::warn!(container = %container.record.id, error = e, "processes outlive their container");
+    }
+    let (code, killed) = match state.phase {
+        TaskPhase::Killed(signal) => (128 + i32::from(signal), signal == SIGKILL),
+        TaskPhase::Exited(status) => (i32::from(status), false),
+        TaskPhase::Created | TaskPhase::Running => (super::containers::START_FAILED, false),
+    };
+    let out_of_memory = killed && cgroup.is_some_and(|cgroup| oom_killed(&cgroup));
+    let reason = if out_of_memory {
+        Reason::OOMKilled
+    } else {
+        Reason::of_code(code)
+    };
+    Exit {
+        code,
+        reason,
+        message: String::new(),
+        started_at: nanos(state.started),
+        finished_at: nanos(state.finished),
+    }
+}
+
+/// Without a pid namespace of its own a container's other processes survive its first.
+fn bury(engine: &Engine, cgroup: &Cgroup) -> Result<(), CgroupError> {
+    if !cgroup.populated()? {
+        return Ok(());
+    }
+    cgroup.kill()?;
+    cgroup.wait_empty(Instant::now() + engine.kill_wait())
+}
+
+fn oom_killed(cgroup: &Cgroup) -> bool {
+    matches!(cgroup.memory_events(), Ok(Some(events)) if events.oom_kill > 0)
+}
+
+/// A time of the wire as one of the records.
+pub fn nanos(time: u64) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
+}
+
+/// The container's cgroup, if it still exists. Blocks.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn find_cgroup(engine: &Engine, container: &Container) -> Result<Option<Cgroup>, EngineError> {
+    use super::native::NativeError;
+    let Some(path) = &container.record.cgroup else {
+        return Ok(None);
+    };
+    let path = path.parse().map_err(NativeError::CgroupPath)?;
+    Ok(engine.native.cgroups.find(&path).map_err(NativeError::from)?)
+}

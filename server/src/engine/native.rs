@@ -1,0 +1,277 @@
+//! The host as the engine sees it: podinit connections, cgroups, network, and what was probed of the kernel.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use podd_images::LayerHold;
+use podd_netplug::{NetConfig, Network};
+use runtime_core::cgroup::{CgroupPath, CgroupRoot};
+use runtime_core::pod::Programs;
+
+use super::build::{ExecBases, Filters};
+use super::keeper::Keeper;
+use crate::config::{self, CgroupDriver, Config, Subnet, SubnetSource};
+use crate::model::{CgroupParent, ContainerId, PodId};
+use crate::spec::HostFacts;
+use crate::state::record::ProcessRef;
+
+pub use super::native_error::{Kind, NativeError};
+
+/// podinit and stage, built with this binary (build.rs).
+const PODINIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podinit"));
+const STAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stage"));
+
+/// What a running pod has that its record must name.
+#[derive(Debug, Clone)]
+pub struct ProcessAndPlace {
+    /// Its cgroup, seen from the root of the hierarchy.
+    pub cgroup: String,
+    /// Its place in the network, none for host-network pods.
+    pub attachment: Option<podd_netplug::Attachment>,
+    /// Its podinit.
+    pub podinit: ProcessRef,
+}
+
+/// What this host can do, probed when podd started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// Mounts that are read-only with all mounts below them.
+    pub recursive_read_only_mounts: bool,
+    /// Pods with a user namespace of their own.
+    pub user_namespaces: bool,
+    /// Pods with a user namespace and the host's network.
+    pub user_namespaces_host_network: bool,
+    /// The policy about supplementary groups is obeyed.
+    pub supplemental_groups_policy: bool,
+    /// Options such as noexec on mounts of a container.
+    pub mount_options: bool,
+}
+
+/// The host.
+#[derive(Debug)]
+pub struct Native {
+    driver: CgroupDriver,
+    default_parent: CgroupPath,
+    /// podinit, stage and the nest.
+    pub(super) programs: Arc<Programs>,
+    /// The cgroup hierarchy.
+    pub(super) cgroups: CgroupRoot,
+    /// The pod network.
+    pub(super) network: Network,
+    /// Facts of the node that specs are made of.
+    pub(super) host: HostFacts,
+    /// Compiled seccomp filters.
+    pub(super) filters: Filters,
+    /// What execs need.
+    pub(super) execs: ExecBases,
+    sockets: PathBuf,
+    keepers: Mutex<HashMap<PodId, Arc<Keeper>>>,
+    holds: Mutex<HashMap<ContainerId, LayerHold>>,
+}
+
+impl Native {
+    /// Probes the host and opens the network.
+    ///
+    /// # Errors
+    /// Something podd cannot do without is missing.
+    pub async fn open(config: &Config) -> Result<Self, NativeError> {
+        let driver = match config.cgroup.driver {
+            CgroupDriver::Auto | CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+            CgroupDriver::Systemd => return Err(NativeError::SystemdDriver),
+        };
+        let sockets = config.run_dir.join("pods");
+        let (state_dir, run_dir, root) = (
+            config.state_dir.clone(),
+            config.run_dir.clone(),
+            config.cgroup.root.clone(),
+        );
+        let directory = sockets.clone();
+        let nofile = (config.limits.nofile_soft, config.limits.nofile_hard);
+        let host = move || -> Result<_, NativeError> {
+            make_private(&directory)?;
+            let programs = Programs::prepare(PODINIT, STAGE, &state_dir, &run_dir)?;
+            let host = HostFacts::probe(nofile).map_err(|source| NativeError::Kernel {
+                operation: "look at this host",
+                source,
+            })?;
+            Ok((programs, CgroupRoot::open(&root)?, host))
+        };
+        let opened = tokio::task::spawn_blocking(host).await;
+        let (programs, cgroups, host) = opened.map_err(|_| NativeError::Panicked("probing the host"))??;
+        let network = Network::open(network_config(&config.network)).await?;
+        Ok(Self {
+            driver,
+            default_parent: config
+                .cgroup
+                .default_parent
+                .parse()
+                .map_err(NativeError::CgroupPath)?,
+            programs: Arc::new(programs),
+            cgroups,
+            network,
+            host,
+            filters: Filters::default(),
+            execs: ExecBases::default(),
+            sockets,
+            keepers: Mutex::default(),
+            holds: Mutex::default(),
+        })
+    }
+
+    /// The cgroup driver that the kubelet has to use; never `Auto`.
+    #[must_use]
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.driver
+    }
+
+    /// What was probed.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        // Read-only for whole trees is mount_setattr(2) of 5.12, below the floor of 6.1; the rest podd does itself.
+        Features {
+            recursive_read_only_mounts: true,
+            supplemental_groups_policy: true,
+            ..Features::default()
+        }
+    }
+
+    /// Whether pods of this runtime handler can be run.
+    #[must_use]
+    pub fn knows_handler(&self, handler: &str) -> bool {
+        handler.is_empty()
+    }
+
+    /// Whether pods can be run now, or why not.
+    ///
+    /// # Errors
+    /// A sentence for an operator.
+    pub fn runtime_ready(&self) -> Result<(), String> {
+        self.cgroups.controllers().map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Whether pods can be given a network now, or why not.
+    ///
+    /// # Errors
+    /// A sentence for an operator.
+    pub fn network_ready(&self) -> Result<(), String> {
+        let status = self.network.ready();
+        if status.ready {
+            Ok(())
+        } else {
+            Err(status.problem.unwrap_or_default())
+        }
+    }
+
+    /// Takes over the pod ranges that the kubelet sent.
+    ///
+    /// # Errors
+    /// The network cannot change its ranges.
+    pub async fn set_pod_subnets(&self, subnets: &[Subnet]) -> Result<(), NativeError> {
+        let subnets: Vec<podd_netplug::Subnet> = subnets.iter().map(|subnet| (*subnet).into()).collect();
+        Ok(self.network.set_pod_cidr(&subnets).await?)
+    }
+
+    /// The cgroup below which a pod's containers live, and whether it is podd's own to make and remove.
+    ///
+    /// # Errors
+    /// The parent has the shape of the other cgroup driver.
+    pub(super) fn pod_cgroup(
+        &self,
+        pod: &PodId,
+        parent: Option<&CgroupParent>,
+    ) -> Result<(CgroupPath, bool), NativeError> {
+        match parent {
+            None => Ok((
+                self.default_parent
+                    .join(pod.as_str())
+                    .map_err(NativeError::CgroupPath)?,
+                true,
+            )),
+            Some(CgroupParent::Path(path)) => Ok((path.parse().map_err(NativeError::CgroupPath)?, false)),
+            Some(CgroupParent::Slice(slice)) => Err(NativeError::CgroupShape(slice.clone())),
+        }
+    }
+
+    /// Where a pod's podinit listens.
+    pub(super) fn socket_path(&self, pod: &PodId) -> PathBuf {
+        self.sockets.join(pod.as_str())
+    }
+
+    /// The connection to a pod's podinit.
+    ///
+    /// # Errors
+    /// podinit is gone.
+    pub(super) fn keeper(&self, pod: &PodId) -> Result<Arc<Keeper>, NativeError> {
+        lock(&self.keepers)
+            .get(pod)
+            .cloned()
+            .ok_or(NativeError::PodinitGone)
+    }
+
+    pub(super) fn put_keeper(&self, pod: PodId, keeper: Arc<Keeper>) {
+        lock(&self.keepers).insert(pod, keeper);
+    }
+
+    /// Forgets a podinit, because it is about to end or has ended; `None` if that was done before.
+    pub(super) fn take_keeper(&self, pod: &PodId) -> Option<Arc<Keeper>> {
+        lock(&self.keepers).remove(pod)
+    }
+
+    /// Keeps the layers of a container's image in the store until [`Native::release`].
+    pub(super) fn hold(&self, container: ContainerId, hold: LayerHold) {
+        lock(&self.holds).insert(container, hold);
+    }
+
+    pub(super) fn release(&self, container: &ContainerId) {
+        let held = lock(&self.holds).remove(container);
+        // Dropping the last hold may delete layers: not under the lock.
+        drop(held);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Only root may reach the sockets of podinits (CVE-2020-15257).
+fn make_private(directory: &Path) -> Result<(), NativeError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let make = || {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
+        std::fs::set_permissions(directory, PermissionsExt::from_mode(0o700))
+    };
+    make().map_err(|source| NativeError::File {
+        operation: "make",
+        path: directory.to_owned(),
+        source,
+    })
+}
+
+fn network_config(config: &config::Network) -> NetConfig {
+    let subnets = match config.subnet_source {
+        SubnetSource::Config => config.subnets.iter().map(|subnet| (*subnet).into()).collect(),
+        SubnetSource::Kubelet => Vec::new(),
+    };
+    NetConfig {
+        bridge: config.bridge.clone(),
+        subnets,
+        mtu: (config.mtu != 0).then_some(config.mtu),
+        masquerade: config.masquerade,
+        ..NetConfig::default()
+    }
+}
+
+/// The image store's share of the configuration.
+#[must_use]
+pub fn images_config(config: &config::Config) -> podd_images::Config {
+    let mut images = podd_images::Config::new(config.state_dir.join("images"));
+    for (host, mirror) in &config.registries.mirrors {
+        let endpoints = mirror.endpoints.iter().map(podd_images::Endpoint::new).collect();
+        images.registries.mirrors.insert(host.clone(), endpoints);
+    }
+    images
+}

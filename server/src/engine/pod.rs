@@ -1,0 +1,354 @@
+//! What RunPodSandbox, StopPodSandbox and RemovePodSandbox do on the host.
+//!
+//! Owns the kernel steps; `pods` owns their order among other operations, the records and the names.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use podd_netplug::{AttachRequest, Attachment};
+use runtime_core::cgroup::CgroupPath;
+use runtime_core::compile::{self, PodInputs};
+use runtime_core::pod::{self, Request, Role, TaskKind, launch_flag};
+
+use super::keeper::{Keeper, POD_HANDLE};
+use super::native::{NativeError, ProcessAndPlace};
+use super::undo::Undo;
+use super::{Engine, EngineError, blocking, exits, plans};
+use crate::model::{PodConfig, PodId, PodPid, Share};
+use crate::spec::podfiles;
+use crate::state::record::ProcessRef;
+use crate::state::store::Pod;
+
+/// How long a podinit that was asked to end may take before it is killed, and then again.
+const QUIT: Duration = Duration::from_secs(5);
+
+/// Makes the pod's cgroup, namespaces, network and podinit; pushes onto `undo` what it has made.
+///
+/// The pod's record is on disk with phase `Creating`: a podd that comes after a crash takes back what it finds.
+///
+/// # Errors
+/// The step that failed. `undo` is run by the caller.
+pub async fn start(
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+    undo: &mut Undo,
+) -> Result<ProcessAndPlace, EngineError> {
+    let (id, config) = (pod.record.id, &pod.config);
+    let (cgroup, own) = engine.native.pod_cgroup(&id, config.cgroup_parent.as_ref())?;
+    if config.namespaces.network == Share::Pod {
+        engine
+            .native
+            .network_ready()
+            .map_err(EngineError::NetworkNotReady)?;
+    }
+    make_cgroup(engine, &cgroup, own, undo).await?;
+    let keeper = start_podinit(engine, id, undo).await?;
+    let netns = make_namespaces(engine, &keeper, config).await?;
+    let attachment = match netns {
+        Some(netns) => Some(attach(engine, pod, &netns, undo).await?),
+        None => None,
+    };
+    write_files(engine, pod, attachment.as_ref()).await?;
+    Ok(ProcessAndPlace {
+        cgroup: cgroup.as_str().to_owned(),
+        attachment,
+        podinit: keeper.process,
+    })
+}
+
+async fn make_cgroup(
+    engine: &Arc<Engine>,
+    cgroup: &CgroupPath,
+    own: bool,
+    undo: &mut Undo,
+) -> Result<(), EngineError> {
+    let (root, path) = (engine.native.cgroups.clone(), cgroup.clone());
+    if own {
+        let (root, path, wait) = (root.clone(), path.clone(), engine.kill_wait());
+        undo.push_blocking("remove the pod's cgroup", move || {
+            root.remove(&path, Instant::now() + wait)
+        });
+    }
+    blocking("RunPodSandbox", move || {
+        root.create(&path).map(drop).map_err(NativeError::from)
+    })
+    .await
+}
+
+async fn start_podinit(engine: &Arc<Engine>, id: PodId, undo: &mut Undo) -> Result<Arc<Keeper>, EngineError> {
+    let (programs, path) = (
+        Arc::clone(&engine.native.programs),
+        engine.native.socket_path(&id),
+    );
+    let socket_file = path.clone();
+    undo.push_blocking("remove podinit's socket", move || remove_file(&socket_file));
+    let started = blocking("RunPodSandbox", move || -> Result<_, NativeError> {
+        let failed = |source| NativeError::Kernel {
+            operation: "start podinit",
+            source,
+        };
+        let listener = pod::listen(&path).map_err(failed)?;
+        let podinit = pod::spawn(&programs, id.as_str(), &listener).map_err(failed)?;
+        let start_time = plans::start_time(podinit.pid).map_err(failed)?;
+        Ok((podinit, start_time))
+    });
+    let (podinit, start_time) = started.await?;
+    let process = ProcessRef {
+        pid: podinit.pid.cast_signed(),
+        start_time,
+    };
+    let keeper =
+        Keeper::new(podinit.socket, podinit.pidfd, process).map_err(|source| NativeError::Kernel {
+            operation: "watch podinit's socket",
+            source,
+        })?;
+    let ended = Arc::clone(engine);
+    undo.push("end podinit", async move { end_podinit(&ended, id).await });
+    attend(engine, id, &keeper);
+    Ok(keeper)
+}
+
+/// Makes a podinit the pod's: from now on its reports are heard, and its end is the pod's end.
+pub fn attend(engine: &Arc<Engine>, id: PodId, keeper: &Arc<Keeper>) {
+    engine.native.put_keeper(id, Arc::clone(keeper));
+    let (engine, keeper) = (Arc::downgrade(engine), Arc::clone(keeper));
+    tokio::spawn(async move {
+        keeper.listen(|state| exits::report(&engine, id, state)).await;
+        lost(&engine, id, &keeper);
+    });
+}
+
+/// The connection to a podinit closed. If nobody has taken its keeper, it was not asked to end.
+fn lost(engine: &Weak<Engine>, id: PodId, keeper: &Keeper) {
+    keeper.reap();
+    let Some(engine) = engine.upgrade() else { return };
+    if engine.native.take_keeper(&id).is_some() {
+        engine.report_pod_lost(id);
+    }
+}
+
+async fn make_namespaces(
+    engine: &Engine,
+    keeper: &Keeper,
+    config: &PodConfig,
+) -> Result<Option<OwnedFd>, EngineError> {
+    let network = config.namespaces.network == Share::Pod;
+    let ipc = config.namespaces.ipc == Share::Pod;
+    let pid = config.namespaces.pid == PodPid::Pod;
+    let hostname = network.then(|| hostname(engine, config));
+    let inputs = PodInputs {
+        network,
+        ipc,
+        uts: network,
+        pid,
+        hostname,
+        sysctls: config
+            .sysctls
+            .iter()
+            .map(|sysctl| (sysctl.key.clone(), sysctl.value.clone()))
+            .collect(),
+    };
+    let bytes = compile::pod(&inputs).map_err(NativeError::from)?;
+    let plan = plans::seal(&bytes)?;
+    let bits = [
+        (network, launch_flag::NET | launch_flag::UTS),
+        (ipc, launch_flag::IPC),
+        (pid, launch_flag::PID),
+    ];
+    let flags = bits
+        .iter()
+        .filter(|(own, _)| *own)
+        .fold(0, |all, (_, bit)| all | bit);
+    let launch = Request::Launch {
+        kind: TaskKind::Pod,
+        flags,
+        target: 0,
+        roles: vec![Role::Stage, Role::Plan],
+    };
+    let fds = [engine.native.programs.stage(), plan.as_fd()];
+    let mut reply = keeper
+        .call(POD_HANDLE, launch, &fds)
+        .await
+        .map_err(|e| plans::explain(e, &bytes))?;
+    match reply.fds.pop() {
+        Some(netns) if network => Ok(Some(netns)),
+        None if network => Err(NativeError::PodinitGone.into()),
+        _ => Ok(None),
+    }
+}
+
+async fn attach(
+    engine: &Arc<Engine>,
+    pod: &Pod,
+    netns: &OwnedFd,
+    undo: &mut Undo,
+) -> Result<Attachment, EngineError> {
+    let ports: Vec<podd_netplug::PortMapping> =
+        pod.config.port_mappings.iter().filter_map(host_port).collect();
+    let request = AttachRequest {
+        id: pod.record.id.as_str(),
+        netns: netns.as_fd(),
+        ports: &ports,
+        interface: "eth0",
+    };
+    let attachment = engine
+        .native
+        .network
+        .attach(request)
+        .await
+        .map_err(NativeError::from)?;
+    let (network, attached) = (engine.native.network.clone(), attachment.clone());
+    undo.push("give back the pod's network", async move {
+        network.detach(&attached).await
+    });
+    Ok(attachment)
+}
+
+/// The name of a pod that does not say one is the node's, as under other runtimes.
+fn hostname(engine: &Engine, config: &PodConfig) -> String {
+    config
+        .hostname
+        .clone()
+        .unwrap_or_else(|| engine.native.host.hostname.clone())
+}
+
+/// A port that is asked for on the host; 0 asks for none.
+fn host_port(port: &crate::model::PortMapping) -> Option<podd_netplug::PortMapping> {
+    use crate::model::Protocol;
+    let host_port = port.host_port?;
+    let protocol = match port.protocol {
+        Protocol::Tcp => podd_netplug::Protocol::Tcp,
+        Protocol::Udp => podd_netplug::Protocol::Udp,
+        Protocol::Sctp => podd_netplug::Protocol::Sctp,
+    };
+    Some(podd_netplug::PortMapping {
+        protocol,
+        container_port: port.container_port?,
+        host_port,
+        host_ip: port.host_ip,
+    })
+}
+
+/// /etc/hosts, /etc/hostname and /etc/resolv.conf of the pod's containers.
+async fn write_files(
+    engine: &Engine,
+    pod: &Arc<Pod>,
+    attachment: Option<&Attachment>,
+) -> Result<(), EngineError> {
+    const STUB_UPSTREAM: &str = "/run/systemd/resolve/resolv.conf";
+    let directory = engine.state.records().pod_dir(&pod.record.id);
+    let own = attachment.is_some();
+    let addresses: Vec<std::net::IpAddr> = attachment
+        .iter()
+        .flat_map(|attachment| &attachment.addresses)
+        .map(|address| address.address)
+        .collect();
+    let name = hostname(engine, &pod.config);
+    let pod = Arc::clone(pod);
+    blocking("RunPodSandbox", move || {
+        let of_node = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let resolver = of_node("/etc/resolv.conf");
+        let upstream = own.then(|| std::fs::read_to_string(STUB_UPSTREAM).ok()).flatten();
+        let of_pod = podfiles::reachable(&resolver, upstream.as_deref());
+        let hosts = if own {
+            podfiles::hosts(&name, &addresses)
+        } else {
+            of_node("/etc/hosts")
+        };
+        let files = [
+            ("hosts", hosts),
+            ("hostname", podfiles::hostname(&name)),
+            (
+                "resolv.conf",
+                podfiles::resolv_conf(pod.config.dns.as_ref(), of_pod),
+            ),
+        ];
+        for (file, content) in files {
+            let path = directory.join(file);
+            std::fs::write(&path, content).map_err(|source| NativeError::File {
+                operation: "write",
+                path,
+                source,
+            })?;
+        }
+        Ok::<_, NativeError>(())
+    })
+    .await
+}
+
+/// Ends podinit, gives back the network and removes the cgroup. The containers are dead already.
+///
+/// Called again for a pod that was stopped, or never came to be: what is gone counts as done.
+///
+/// # Errors
+/// The step that failed; those after it were tried all the same.
+pub async fn stop(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineError> {
+    let id = pod.record.id;
+    let ended = end_podinit(engine, id).await;
+    let detached = match &pod.record.attachment {
+        Some(attachment) => engine
+            .native
+            .network
+            .detach(attachment)
+            .await
+            .map_err(NativeError::from),
+        None => Ok(()),
+    };
+    let socket = engine.native.socket_path(&id);
+    let removed = blocking("StopPodSandbox", move || remove_file(&socket)).await;
+    ended?;
+    detached?;
+    removed
+}
+
+/// Asks podinit to end, and kills it where it does not. Its namespaces go with it.
+async fn end_podinit(engine: &Arc<Engine>, id: PodId) -> Result<(), EngineError> {
+    let Some(keeper) = engine.native.take_keeper(&id) else {
+        return Ok(());
+    };
+    let asked = tokio::time::timeout(QUIT, keeper.call(POD_HANDLE, Request::Quit, &[])).await;
+    // One that answers that it is busy still has a process to bury: killing it leaves that to init.
+    let quits = matches!(asked, Ok(Ok(_) | Err(NativeError::PodinitGone)));
+    blocking("StopPodSandbox", move || {
+        let ended = if quits {
+            keeper.wait(QUIT).or_else(|_| keeper.kill(QUIT))
+        } else {
+            keeper.kill(QUIT)
+        };
+        ended.map_err(|source| NativeError::Kernel {
+            operation: "end podinit",
+            source,
+        })
+    })
+    .await
+}
+
+/// Frees what outlives StopPodSandbox, outside the pod's directory; the directory is deleted by the caller.
+///
+/// # Errors
+/// As for [`stop`].
+pub async fn remove(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineError> {
+    let (cgroup, own) = engine
+        .native
+        .pod_cgroup(&pod.record.id, pod.config.cgroup_parent.as_ref())?;
+    if !own {
+        return Ok(());
+    }
+    let (root, deadline) = (engine.native.cgroups.clone(), Instant::now() + engine.kill_wait());
+    blocking("RemovePodSandbox", move || {
+        root.remove(&cgroup, deadline).map_err(NativeError::from)
+    })
+    .await
+}
+
+fn remove_file(path: &std::path::Path) -> Result<(), NativeError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(NativeError::File {
+            operation: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,161 @@
+//! After a start of podd: which of the recorded pods and containers still live, what ended meanwhile, and what
+//! was half made.
+//!
+//! Assumptions: the kernel alone says what is alive; a podinit that answers on its socket is the pod's own, as the
+//! socket is gone with it; what podinit reports of a container counts more than the record, which may be older.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use podd_netplug::Attachment;
+use runtime_core::pod::{self, TaskPhase, TaskState};
+
+use super::keeper::{Keeper, container_handle};
+use super::native::NativeError;
+use super::{Engine, EngineError, blocking, exits, plans};
+use crate::model::PodId;
+use crate::state::phase::{ContainerEvent, ContainerPhase, PodPhase};
+use crate::state::record::ProcessRef;
+use crate::state::recover::Recovered;
+use crate::state::store::{Container, Pod};
+
+/// How long a podinit may take to say that it is there.
+const ANSWER: Duration = Duration::from_secs(5);
+
+impl Engine {
+    /// Brings records and host together again, before the first request is answered.
+    ///
+    /// # Errors
+    /// The host could not be asked.
+    pub(super) async fn reconcile(self: &Arc<Self>, found: &Recovered) -> Result<(), EngineError> {
+        let snapshot = self.snapshot();
+        for container in snapshot.containers() {
+            self.hold_layers(container);
+        }
+        let mut lost = Vec::new();
+        for pod in snapshot
+            .pods()
+            .filter(|pod| pod.record.phase != PodPhase::NotReady)
+        {
+            match self.find_podinit(pod).await {
+                Ok(keeper) => self.adopt(pod, &keeper).await?,
+                Err(_) => lost.push(pod.record.id),
+            }
+        }
+        let live: Vec<Attachment> = snapshot
+            .pods()
+            .filter_map(|pod| pod.record.attachment.clone())
+            .collect();
+        self.native
+            .network
+            .reconcile(&live)
+            .await
+            .map_err(NativeError::from)?;
+        for id in &found.half_made_containers {
+            self.delete_half_made(*id).await;
+        }
+        for id in lost.into_iter().filter(|id| !found.half_made_pods.contains(id)) {
+            self.report_pod_lost(id);
+        }
+        for id in &found.half_made_pods {
+            if let Err(e) = self.remove_pod_now(*id).await {
+                tell(&e, "cannot take back a pod that was being made", *id);
+            }
+        }
+        Ok(())
+    }
+
+    fn hold_layers(&self, container: &Container) {
+        let image = podd_images::ImageId::parse(&container.record.image_id);
+        if let Some(hold) = image.and_then(|id| self.images.hold_by_id(&id)) {
+            self.native.hold(container.record.id, hold);
+        }
+    }
+
+    /// Connects to the podinit of a pod.
+    async fn find_podinit(&self, pod: &Pod) -> Result<Arc<Keeper>, EngineError> {
+        let path = self.native.socket_path(&pod.record.id);
+        let connected = blocking("recovery", move || -> Result<_, NativeError> {
+            let podinit = pod::connect(&path, ANSWER).map_err(|_| NativeError::PodinitGone)?;
+            let start_time = plans::start_time(podinit.pid).map_err(|_| NativeError::PodinitGone)?;
+            Ok((podinit, start_time))
+        });
+        let (podinit, start_time) = connected.await?;
+        let process = ProcessRef {
+            pid: podinit.pid.cast_signed(),
+            start_time,
+        };
+        Ok(
+            Keeper::new(podinit.socket, podinit.pidfd, process).map_err(|source| NativeError::Kernel {
+                operation: "watch podinit's socket",
+                source,
+            })?,
+        )
+    }
+
+    /// Takes over a living pod and catches up with its containers.
+    async fn adopt(self: &Arc<Self>, pod: &Pod, keeper: &Arc<Keeper>) -> Result<(), EngineError> {
+        super::pod::attend(self, pod.record.id, keeper);
+        let tasks = keeper.tasks().await?;
+        for container in self.snapshot().containers_of(&pod.record.id) {
+            let handle = container_handle(container.record.handle);
+            let task = tasks.iter().find(|task| task.handle == handle);
+            self.catch_up(container, task).await?;
+        }
+        Ok(())
+    }
+
+    async fn catch_up(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        task: Option<&TaskState>,
+    ) -> Result<(), EngineError> {
+        let id = container.record.id;
+        let Some(task) = task.copied() else {
+            let alive = matches!(
+                container.record.phase,
+                ContainerPhase::Created { .. } | ContainerPhase::Running { .. }
+            );
+            return if alive { self.bury_unseen(id).await } else { Ok(()) };
+        };
+        let created = matches!(container.record.phase, ContainerPhase::Created { .. });
+        if created && task.started != 0 {
+            self.apply(
+                id,
+                ContainerEvent::Started {
+                    at: exits::nanos(task.started),
+                },
+            )
+            .await?;
+        }
+        if matches!(task.phase, TaskPhase::Exited(_) | TaskPhase::Killed(_))
+            && container.record.phase.is_alive()
+        {
+            let (engine, container) = (Arc::clone(self), Arc::clone(container));
+            let exit = blocking("recovery", move || -> Result<_, EngineError> {
+                Ok(exits::settle(&engine, &container, task))
+            });
+            self.apply(id, ContainerEvent::Exited(exit.await?)).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_half_made(self: &Arc<Self>, id: crate::model::ContainerId) {
+        let Some(container) = self.snapshot().container(&id).cloned() else {
+            return;
+        };
+        let done = async {
+            self.kill_container(&container).await?;
+            self.delete_container(id).await
+        };
+        if let Err(e) = done.await {
+            let e: &(dyn std::error::Error + 'static) = &e;
+            tracing::error!(container = %id, error = e, "cannot take back a container that was being made");
+        }
+    }
+}
+
+fn tell(e: &EngineError, what: &'static str, pod: PodId) {
+    let e: &(dyn std::error::Error + 'static) = e;
+    tracing::error!(%pod, error = e, what);
+}

@@ -1,0 +1,268 @@
+//! What is refused of identity, confinement and namespaces.
+
+use super::*;
+
+#[test]
+fn namespace_modes_are_those_that_exist() {
+    use v1::NamespaceMode::{Container, Node, Pod, Target};
+    let of = |network: v1::NamespaceMode, pid: v1::NamespaceMode, ipc: v1::NamespaceMode| {
+        let options = v1::NamespaceOption {
+            network: network.into(),
+            pid: pid.into(),
+            ipc: ipc.into(),
+            ..Default::default()
+        };
+        pod_context(|context| context.namespace_options = Some(options)).map(|pod| pod.namespaces)
+    };
+    let host = of(Node, Node, Node).unwrap();
+    assert_eq!(
+        (host.network, host.pid, host.ipc),
+        (Share::Node, PodPid::Node, Share::Node)
+    );
+    assert_eq!(of(Pod, Container, Pod).unwrap().pid, PodPid::Container);
+    let path = "config.linux.security_context.namespace_options";
+    assert_eq!(field(of(Container, Pod, Pod)), format!("{path}.network"));
+    assert_eq!(field(of(Pod, Target, Pod)), format!("{path}.pid"));
+    assert_eq!(field(of(Pod, Pod, Target)), format!("{path}.ipc"));
+    let unknown = v1::NamespaceOption {
+        pid: 17,
+        ..Default::default()
+    };
+    assert_eq!(
+        field(context(|c| c.namespace_options = Some(unknown))),
+        format!("{path}.pid")
+    );
+    let target = |id: &str| {
+        let pid = v1::NamespaceMode::Target.into();
+        let options = v1::NamespaceOption {
+            pid,
+            target_id: id.into(),
+            ..Default::default()
+        };
+        context(|c| c.namespace_options = Some(options))
+    };
+    assert_eq!(field(target("../x")), format!("{path}.target_id"));
+    assert_eq!(field(target(&"a".repeat(64))), format!("{path}.pid?"));
+    let stray = v1::NamespaceOption {
+        target_id: "a".repeat(64),
+        ..Default::default()
+    };
+    assert_eq!(
+        field(context(|c| c.namespace_options = Some(stray))),
+        format!("{path}.target_id")
+    );
+}
+
+#[test]
+fn user_namespaces_are_refused_until_they_are_built() {
+    let userns = |mode: v1::NamespaceMode, uids: Vec<v1::IdMapping>| {
+        let user = v1::UserNamespace {
+            mode: mode.into(),
+            uids,
+            gids: vec![],
+        };
+        let options = v1::NamespaceOption {
+            userns_options: Some(user),
+            ..Default::default()
+        };
+        context(|c| c.namespace_options = Some(options))
+    };
+    let path = "config.linux.security_context.namespace_options.userns_options";
+    assert!(userns(v1::NamespaceMode::Node, vec![]).is_ok());
+    assert_eq!(
+        field(userns(v1::NamespaceMode::Pod, vec![])),
+        format!("{path}.mode?")
+    );
+    assert_eq!(
+        field(userns(v1::NamespaceMode::Container, vec![])),
+        format!("{path}.mode")
+    );
+    assert_eq!(
+        field(userns(v1::NamespaceMode::Node, vec![v1::IdMapping::default()])),
+        path
+    );
+}
+
+#[test]
+fn containers_cannot_ask_more_than_their_pod_has() {
+    let plain = PodConfig::try_from(&pod()).unwrap();
+    let container = |change: fn(&mut v1::LinuxContainerSecurityContext)| context(change).unwrap();
+    let mode = |network: v1::NamespaceMode, pid: v1::NamespaceMode| {
+        let options = v1::NamespaceOption {
+            network: network.into(),
+            pid: pid.into(),
+            ..Default::default()
+        };
+        context(|c| c.namespace_options = Some(options)).unwrap()
+    };
+    let (pod_mode, node) = (v1::NamespaceMode::Pod, v1::NamespaceMode::Node);
+    let path = "config.linux.security_context";
+    assert_eq!(
+        field(container(|c| c.privileged = true).check_in(&plain)),
+        format!("{path}.privileged")
+    );
+    let options = format!("{path}.namespace_options");
+    assert_eq!(
+        field(mode(node, pod_mode).check_in(&plain)),
+        format!("{options}.network")
+    );
+    assert_eq!(
+        field(mode(pod_mode, node).check_in(&plain)),
+        format!("{options}.pid")
+    );
+    let single = pod_context(|c| {
+        c.privileged = true;
+        c.namespace_options.as_mut().unwrap().pid = v1::NamespaceMode::Container.into();
+    })
+    .unwrap();
+    assert_eq!(
+        field(mode(pod_mode, pod_mode).check_in(&single)),
+        format!("{options}.pid")
+    );
+    let own = mode(pod_mode, v1::NamespaceMode::Container);
+    own.check_in(&single).unwrap();
+    own.check_in(&plain).unwrap();
+    let host = pod_context(|c| c.namespace_options.as_mut().unwrap().network = node.into()).unwrap();
+    mode(pod_mode, pod_mode).check_in(&host).unwrap();
+}
+
+#[test]
+fn ids_never_wrap() {
+    let path = "config.linux.security_context";
+    let user = |value| context(|c| c.run_as_user = id(value));
+    assert_eq!(
+        user(2_147_483_647).unwrap().security.run_as.user,
+        Some(User::Id(2_147_483_647))
+    );
+    for bad in [-1, 2_147_483_648, 4_294_967_296, i64::MAX, i64::MIN] {
+        assert_eq!(field(user(bad)), format!("{path}.run_as_user"), "{bad}");
+        let group = context(|c| (c.run_as_user, c.run_as_group) = (id(1), id(bad)));
+        assert_eq!(field(group), format!("{path}.run_as_group"));
+        let groups = context(|c| c.supplemental_groups = vec![0, bad]);
+        assert_eq!(field(groups), format!("{path}.supplemental_groups[1]"));
+        assert_eq!(
+            field(pod_context(|c| c.run_as_user = id(bad))),
+            format!("{path}.run_as_user")
+        );
+    }
+    assert_eq!(
+        field(context(|c| c.run_as_group = id(1))),
+        format!("{path}.run_as_group")
+    );
+    assert_eq!(
+        field(pod_context(|c| c.run_as_group = id(1))),
+        format!("{path}.run_as_group")
+    );
+    let named = context(|c| (c.run_as_username, c.run_as_group) = ("www".into(), id(1))).unwrap();
+    assert_eq!(named.security.run_as.user, Some(User::Name("www".into())));
+    let both = context(|c| (c.run_as_user, c.run_as_username) = (id(1), "www".into()));
+    assert_eq!(field(both), format!("{path}.run_as_username"));
+    for bad in ["0", "1000", "a:b", "a b", "x\n"] {
+        assert_eq!(
+            field(context(|c| c.run_as_username = bad.into())),
+            format!("{path}.run_as_username")
+        );
+    }
+    let policy = context(|c| c.supplemental_groups_policy = 5);
+    assert_eq!(field(policy), format!("{path}.supplemental_groups_policy"));
+}
+
+#[test]
+fn unknown_capabilities_are_refused_by_name() {
+    let caps = |names: &[&str]| {
+        let list = names.iter().map(|name| (*name).to_owned()).collect();
+        context(|c| {
+            c.capabilities = Some(v1::Capability {
+                drop_capabilities: list,
+                ..Default::default()
+            });
+        })
+    };
+    let changes = caps(&["all", "CAP_NET_RAW"]).unwrap().security.capabilities;
+    assert!(changes.drop_all && changes.drop == "net_raw".parse().unwrap());
+    let path = "config.linux.security_context.capabilities.drop_capabilities[1]";
+    assert_eq!(field(caps(&["KILL", "NOPE"])), path);
+}
+
+#[test]
+fn profiles_are_read_in_both_forms() {
+    use v1::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
+    let seccomp = |profile| context(|c| c.seccomp = profile).map(|c| c.security.seccomp);
+    let path = "config.linux.security_context";
+    assert_eq!(
+        seccomp(profile(RuntimeDefault, "")).unwrap(),
+        Seccomp::RuntimeDefault
+    );
+    assert_eq!(seccomp(profile(Unconfined, "")).unwrap(), Seccomp::Unconfined);
+    assert_eq!(
+        seccomp(profile(Localhost, "/p.json")).unwrap(),
+        Seccomp::Localhost("/p.json".into())
+    );
+    for bad in [
+        profile(Localhost, ""),
+        profile(Localhost, "p.json"),
+        profile(Unconfined, "/p.json"),
+    ] {
+        assert_eq!(field(seccomp(bad)), format!("{path}.seccomp.localhost_ref"));
+    }
+    let kind = Some(v1::SecurityProfile {
+        profile_type: 9,
+        ..Default::default()
+    });
+    assert_eq!(field(seccomp(kind)), format!("{path}.seccomp.profile_type"));
+    let localhost = context(|c| c.apparmor = profile(Localhost, "mine"));
+    assert_eq!(field(localhost), format!("{path}.apparmor?"));
+    assert!(pod_context(|c| c.apparmor = profile(Localhost, "mine")).is_ok());
+}
+
+#[test]
+#[expect(deprecated, reason = "old kubelets send the string forms")]
+fn profiles_are_read_in_the_old_form() {
+    let path = "config.linux.security_context";
+    let old = |text: &str| context(|c| c.seccomp_profile_path = text.into()).map(|c| c.security.seccomp);
+    assert_eq!(old("runtime/default").unwrap(), Seccomp::RuntimeDefault);
+    assert_eq!(
+        old("localhost//etc/p.json").unwrap(),
+        Seccomp::Localhost("/etc/p.json".into())
+    );
+    for bad in [
+        "localhost/p.json",
+        "localhost/",
+        "default",
+        "localhost//../p.json",
+    ] {
+        assert_eq!(field(old(bad)), format!("{path}.seccomp_profile_path"), "{bad}");
+    }
+    let apparmor = |text: &str| context(|c| c.apparmor_profile = text.into()).map(|c| c.security.apparmor);
+    assert_eq!(apparmor("unconfined").unwrap(), AppArmor::Unconfined);
+    assert_eq!(field(apparmor("mine")), format!("{path}.apparmor_profile"));
+    // The field of today wins over that of old.
+    let both =
+        context(|c| (c.seccomp, c.seccomp_profile_path) = (Some(v1::SecurityProfile::default()), "x".into()));
+    assert_eq!(both.unwrap().security.seccomp, Seccomp::RuntimeDefault);
+}
+
+#[test]
+fn selinux_labels_are_labels() {
+    let label = |level: &str| {
+        let options = v1::SeLinuxOption {
+            level: level.into(),
+            ..Default::default()
+        };
+        context(|c| c.selinux_options = Some(options)).map(|c| c.security.selinux)
+    };
+    assert_eq!(label("").unwrap(), None);
+    assert_eq!(label("s0:c1,c2-s3").unwrap().unwrap().level, "s0:c1,c2-s3");
+    assert_eq!(
+        field(label("s0\n")),
+        "config.linux.security_context.selinux_options.level"
+    );
+}
+
+#[test]
+fn masked_paths_are_absolute() {
+    let masked = context(|c| c.masked_paths = vec!["/proc/kcore".into(), "proc".into()]);
+    assert_eq!(field(masked), "config.linux.security_context.masked_paths[1]");
+    let readonly = context(|c| c.readonly_paths = vec!["/proc/../etc".into()]);
+    assert_eq!(field(readonly), "config.linux.security_context.readonly_paths[0]");
+}
