@@ -285,7 +285,7 @@ fn rules(syscall: &LinuxSyscall, action: u32) -> Result<Vec<Rule>, SeccompError>
     for condition in conditions {
         let slot = used
             .get_mut(condition.index())
-            .ok_or(SeccompError::Argument(condition.index()))?;
+            .ok_or_else(|| SeccompError::Argument(condition.index()))?;
         twice |= std::mem::replace(slot, true);
     }
     Ok(match conditions {

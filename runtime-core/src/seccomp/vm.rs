@@ -17,7 +17,7 @@ impl Call {
             4 => self.arch,
             16.. => {
                 let arg = self.args[(offset as usize - 16) / 8];
-                u32::try_from(if offset % 8 == 0 {
+                u32::try_from(if offset.is_multiple_of(8) {
                     arg & 0xffff_ffff
                 } else {
                     arg >> 32
