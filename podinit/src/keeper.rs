@@ -390,6 +390,9 @@ impl Keeper {
         let Ok(task) = self.task(handle) else { return };
         task.pid = pid;
         task.pidfd = pidfd;
+        if let Some(report) = task.early.take() {
+            self.ready(handle, &report);
+        }
         if let Some(at) = self.unclaimed.iter().position(|unclaimed| unclaimed.pid == pid) {
             let Unclaimed { phase, finished, .. } = self.unclaimed.swap_remove(at);
             self.hear(handle);

@@ -108,6 +108,7 @@ impl Keeper {
             pid: helper.as_ref().map_or(0, |helper| helper.pid),
             pidfd: helper.map(|helper| helper.pidfd),
             sync: Some(sync),
+            early: None,
             caller: Some(caller),
             outputs: ends.outputs,
             stdin: ends.stdin,
@@ -183,6 +184,10 @@ impl Keeper {
         let Some(task) = self.tasks.iter_mut().find(|task| task.handle == handle) else {
             return;
         };
+        if task.pid == 0 {
+            task.early = Some(report.to_vec());
+            return;
+        }
         let caller = task.caller.take();
         if task.kind != TaskKind::Pod {
             task.phase = Phase::Gated;

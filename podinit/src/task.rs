@@ -1,6 +1,7 @@
 //! One thing that podinit started: the pod's namespaces, a container, or an exec.
 
 use crate::output::{Log, Output};
+use alloc::vec::Vec;
 use podinit::wire::{TaskKind, TaskPhase, TaskState};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat, renameat};
@@ -39,6 +40,8 @@ pub struct Task {
     pub pid: u32,
     pub pidfd: Option<OwnedFd>,
     pub sync: Option<OwnedFd>,
+    /// A report of Ready that overtook the one of Cloned: two processes write to the same socket.
+    pub early: Option<Vec<u8>>,
     pub caller: Option<Caller>,
     /// Standard output and standard error; a terminal is in the first place.
     pub outputs: [Option<Output>; 2],

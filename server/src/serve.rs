@@ -192,7 +192,7 @@ fn report_recovery(found: &Recovered) {
     if found.dropped > 0 {
         info!(
             dropped = found.dropped,
-            "records of before the reboot described nothing and were deleted"
+            "records that described nothing were deleted"
         );
     }
 }

@@ -67,9 +67,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
         plan.push(&Step::Console);
     }
     plan.push(&Step::PivotRoot);
-    if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
-        plan.push(&Step::RootReadOnly);
-    }
+    let read_only_root = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true);
     let args = process.args().as_deref().unwrap_or_default();
     process::finish(
         &mut plan,
@@ -78,6 +76,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
         &Variant {
             args,
             create_cwd: true,
+            read_only_root,
             gate: true,
         },
     )?;

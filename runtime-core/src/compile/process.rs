@@ -18,6 +18,8 @@ pub(super) struct Variant<'a> {
     pub args: &'a [String],
     /// Create a missing working directory.
     pub create_cwd: bool,
+    /// Make the root mount read-only.
+    pub read_only_root: bool,
     /// Wait between confinement and `execve`.
     pub gate: bool,
 }
@@ -58,6 +60,10 @@ pub(super) fn finish(
         path: &cwd,
         create: variant.create_cwd,
     });
+    if variant.read_only_root {
+        // Not before: a working directory that is missing has to be made.
+        plan.push(&Step::RootReadOnly);
+    }
 
     let env = environment(process, inputs)?;
     let argv = texts("argument", variant.args)?;

@@ -142,10 +142,10 @@ MountSlot { slot: 13, target: "/data/file", kind: File, attrs: 5, recursive: tru
 Mask("/proc/kcore")
 ReadOnly("/proc/sys")
 PivotRoot
-RootReadOnly
 Rlimit { resource: 7, soft: 1024, hard: 524288 }
 Identity { user: Id(0), group: Id(0), groups: [], policy: Strict }
 WorkDir { path: "/srv", create: true }
+RootReadOnly
 FindProgram { name: "sh", path: "/bin:/usr/bin" }
 NoNewPrivileges
 Become(Caps { bounding: 33, permitted: 33, inheritable: 0, ambient: 0 })

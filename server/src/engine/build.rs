@@ -19,7 +19,7 @@ use runtime_core::seccomp::{self, Filter};
 use super::container::open_log;
 use super::native::NativeError;
 use super::{Engine, EngineError, plans};
-use crate::model::ContainerId;
+use crate::model::{ContainerId, Seccomp};
 use crate::spec::{self, ImageDefaults, Inputs, PodFiles, devices};
 use crate::state::store::{Container, Pod};
 
@@ -111,6 +111,7 @@ fn decide(
     };
     let devices = devices::find(&container.config.devices).map_err(EngineError::Device)?;
     let (host_dir, nest_dir) = (pod_dir.to_string_lossy(), in_nest(engine, &pod_dir));
+    let profile = localhost_profile(&container.config.security.seccomp)?;
     let cgroup = format!(
         "{}/{}",
         pod.record.cgroup.as_deref().unwrap_or_default(),
@@ -126,10 +127,30 @@ fn decide(
             nest_dir: &nest_dir,
         },
         devices: &devices,
-        seccomp: None,
+        seccomp: profile.as_ref(),
         cgroup: &cgroup,
     };
     Ok(spec::build(&inputs).map_err(EngineError::Spec)?)
+}
+
+/// Reads the seccomp profile that a request names by its path on the node.
+fn localhost_profile(seccomp: &Seccomp) -> Result<Option<LinuxSeccomp>, NativeError> {
+    const LARGEST: u64 = 1 << 20;
+    let Seccomp::Localhost(path) = seccomp else {
+        return Ok(None);
+    };
+    let failed = |source| NativeError::Profile {
+        path: path.into(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.len() > LARGEST {
+        return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    let reader = std::io::Read::take(std::io::BufReader::new(file), LARGEST);
+    serde_json::from_reader(reader)
+        .map(Some)
+        .map_err(|e| failed(e.into()))
 }
 
 fn limits(spec: &Spec) -> Result<Limits, EngineError> {

@@ -64,7 +64,8 @@ impl Engine {
             .container_named(&pod.record.id, &request.config.metadata)
         {
             let record = &holder.record;
-            if record.fingerprint == fingerprint && matches!(record.phase, ContainerPhase::Created { .. }) {
+            // Whatever became of it since: a client that asks again has not seen the first answer.
+            if record.fingerprint == fingerprint && record.phase != ContainerPhase::Creating {
                 return Ok(record.id);
             }
             let name = shown(&request.config.metadata);

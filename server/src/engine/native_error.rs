@@ -67,6 +67,14 @@ pub enum NativeError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A seccomp profile of the request.
+    #[error("cannot read the seccomp profile {}", path.display())]
+    Profile {
+        /// Its path on the node.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// A kernel object without a name.
     #[error("cannot {operation}")]
     Kernel {
@@ -116,7 +124,9 @@ impl NativeError {
     pub fn kind(&self) -> Kind {
         match self {
             Self::SystemdDriver => Kind::Unimplemented,
-            Self::CgroupShape(_) | Self::CgroupPath(_) | Self::Compile(_) => Kind::InvalidArgument,
+            Self::Profile { .. } | Self::CgroupShape(_) | Self::CgroupPath(_) | Self::Compile(_) => {
+                Kind::InvalidArgument
+            }
             Self::Cgroup(e) => cgroup(e),
             Self::Network(e) => network(e),
             Self::Volume(VolumeError::Hangs { .. }) | Self::ExecTimeout(_) | Self::CreateTimeout(_) => {

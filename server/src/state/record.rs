@@ -334,6 +334,18 @@ impl Records {
         list(&self.pod_dir(pod).join("containers"))
     }
 
+    /// Whether a directory holds no record and nothing else: podd ended between making it and writing its record,
+    /// which comes before everything else.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn is_blank(&self, dir: &Path) -> Result<bool, RecordError> {
+        let names = list(dir)?;
+        Ok(names
+            .iter()
+            .all(|name| matches!(name.as_str(), "pod.json.new" | "container.json.new")))
+    }
+
     /// Reads the record of the pod whose directory has this name.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //!   empty or torn, because they are never synced;
 //! * so an unreadable record of this boot is a defect that someone must look at (quarantine), and one of an older
 //!   boot describes nothing that still exists (dropped and counted);
+//! * a record is written before anything it describes is made, so a directory with nothing in it describes nothing;
 //! * after a reboot no process, namespace, address or cgroup of a record exists any more.
 
 use std::path::PathBuf;
@@ -47,7 +48,8 @@ pub struct Recovered {
     pub rebooted: bool,
     /// Records of this boot that nobody can read.
     pub quarantined: Vec<Quarantined>,
-    /// Unreadable, half-made or left-over records of an older boot, now deleted.
+    /// Records that describe nothing, now deleted: unreadable, half-made or left-over ones of an older boot, and
+    /// those that podd was about to write when it ended.
     pub dropped: usize,
     /// Pods of this boot that were being created when podd died: the engine takes them back.
     pub half_made_pods: Vec<PodId>,
@@ -128,7 +130,7 @@ fn recover_containers(
 
 impl Recovered {
     fn give_up(&mut self, state: &State, dir: PathBuf, reason: String) -> Result<(), RecordError> {
-        if self.rebooted {
+        if self.rebooted || state.records().is_blank(&dir)? {
             state.records().drop_dir(&dir)?;
             self.dropped += 1;
         } else {
@@ -282,6 +284,24 @@ mod tests {
         let found = recover(&state, DECODE, 9).unwrap();
         assert_eq!((found.dropped, found.quarantined.len()), (1, 0));
         assert!(state.records().pod_names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_directory_without_anything_in_it_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pod, _) = fill(dir.path());
+        let state = State::open(dir.path(), "first".to_owned()).unwrap();
+        let records = state.records();
+        let blank = records.container_dir(&pod.record.id, &ContainerId::random().unwrap());
+        std::fs::create_dir_all(&blank).unwrap();
+        let torn = records.pod_dir(&PodId::random().unwrap());
+        std::fs::create_dir_all(&torn).unwrap();
+        std::fs::write(torn.join("pod.json.new"), "{\"vers").unwrap();
+        let odd = records.pod_dir(&PodId::random().unwrap());
+        std::fs::create_dir_all(odd.join("containers")).unwrap();
+        let found = recover(&state, DECODE, 9).unwrap();
+        assert_eq!((found.dropped, found.quarantined.len()), (2, 1));
+        assert!(!blank.exists() && !torn.exists() && !odd.exists());
     }
 
     #[test]
