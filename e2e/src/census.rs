@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::podd;
+use crate::{podd, registry};
 
 /// Kinds of namespaces, as `/proc/PID/ns` names them.
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
@@ -128,9 +128,12 @@ impl Census {
     }
 
     fn open_files(&mut self, pid: u32) {
+        let to_registry = registry_sockets();
         for target in open_files(pid) {
             // Numbers differ from one socket to the next; what counts is how many there are.
             let what = match target.split_once(":[") {
+                // An HTTP client keeps a few idle connections for the next pull.
+                Some(("socket", number)) if to_registry.contains(number.trim_end_matches(']')) => continue,
                 Some((kind, _)) => kind.to_owned(),
                 None => target,
             };
@@ -213,6 +216,12 @@ pub fn pids() -> Vec<u32> {
         .collect()
 }
 
+/// Number of links of the arena: loopback, podd's bridge, and one for each pod.
+#[must_use]
+pub fn links() -> usize {
+    fs::read_dir("/sys/class/net").into_iter().flatten().count()
+}
+
 /// Whether nftables can be counted here.
 #[must_use]
 pub fn counts_nftables() -> bool {
@@ -229,6 +238,19 @@ pub fn threads(pid: u32) -> usize {
         .into_iter()
         .flatten()
         .count()
+}
+
+/// Inodes of the sockets that are connected to the registry.
+fn registry_sockets() -> BTreeSet<String> {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let peer = format!(":{:04X}", registry::PORT);
+    let lines = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let connected = lines.filter(|words| words.get(2).is_some_and(|address| address.ends_with(&peer)));
+    connected
+        .filter_map(|words| words.get(9).map(|inode| (*inode).to_owned()))
+        .collect()
 }
 
 fn open_files(pid: u32) -> Vec<String> {

@@ -78,6 +78,7 @@ impl Fixture {
         for dir in [podd::STATE_DIR, podd::RUN_DIR, "/var/log/pods"] {
             empty(Path::new(dir));
         }
+        let _ = fs::remove_file(podd::WARM);
         remove_cgroups(Path::new("/sys/fs/cgroup"));
     }
 }

@@ -29,6 +29,9 @@ pub const RUN_DIR: &str = "/run/podd";
 /// The cgroup podd runs in, as its service unit would give it.
 pub const CGROUP: &str = "/sys/fs/cgroup/podd.service";
 
+/// Marks that the first pod on this state has been up and down; goes with the state.
+pub const WARM: &str = "/run/arena/warm";
+
 const CONFIG: &str = "/etc/podd/config.toml";
 
 /// A running daemon; it is killed with the value, its pods are not.

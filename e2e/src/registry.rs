@@ -16,13 +16,16 @@ use crate::images::{self, Dialect, Image};
 
 /// Where the registry listens, inside the arena.
 pub const ADDRESS: &str = "127.0.0.1:5000";
-/// Registry hosts whose images the test registry stands in for.
-pub const MIRRORED: [&str; 5] = [
+/// The port of [`ADDRESS`].
+pub const PORT: u16 = 5000;
+/// Registry hosts whose images the test registry stands in for, and its own, which says that it speaks plain HTTP.
+pub const MIRRORED: [&str; 6] = [
     "registry.k8s.io",
     "k8s.gcr.io",
     "gcr.io",
     "docker.io",
     "us-central1-docker.pkg.dev",
+    ADDRESS,
 ];
 
 const BINARY: &str = "/usr/bin/docker-registry";

@@ -1,6 +1,7 @@
 //! A test and what surrounds it: the shared daemon, the census, a pod that removes itself, small assertions.
 
 use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -103,9 +104,8 @@ impl World {
 
 /// Runs a test between two counts; what it left is an error even where it passed.
 fn in_census(fixture: &mut Fixture, case: Case) -> Result<()> {
-    let fresh = fixture.podd()?.pid();
-    warm_up(fixture.podd()?.cri(), fresh)?;
-    let before = Census::take(Some(fresh));
+    warm_up(fixture.podd()?)?;
+    let before = Census::take(Some(fixture.podd()?.pid()));
     let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (case.run)(&mut Env { fixture })));
     let ran = ran.unwrap_or_else(|cause| {
         let text = cause.downcast_ref::<String>().map(String::as_str);
@@ -127,15 +127,16 @@ fn in_census(fixture: &mut Fixture, case: Case) -> Result<()> {
     Ok(())
 }
 
-/// One pod up and down in each new podd, so that what is made once (bridge, table, directories) is there.
-fn warm_up(cri: &Cri, pid: u32) -> Result<()> {
-    static WARM: Mutex<u32> = Mutex::new(0);
-    let mut warm = lock(&WARM);
-    if *warm != pid {
-        let pod = Pod::run(cri, cri::pod_config("warm-up"))?;
+/// One pod up and down on each new state directory, so that what is made once (bridge, table) is there, and gone
+/// what goes in its own time.
+fn warm_up(podd: &Podd) -> Result<()> {
+    let mark = Path::new(podd::WARM);
+    if !mark.exists() {
+        let pod = Pod::run(podd.cri(), cri::pod_config("warm-up"))?;
         pod.started(&cri::shell("c", "sleep 1000"))?;
         pod.remove()?;
-        *warm = pid;
+        eventually("the pod's link is gone", 10, || Ok(census::links() <= 2))?;
+        fs::write(mark, "")?;
     }
     Ok(())
 }
