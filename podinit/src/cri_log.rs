@@ -4,9 +4,8 @@
 //! 2016-10-06T00:17:09.669794202Z stdout P log content<newline>       F: the line ends here, P: it goes on
 //! ```
 //!
-//! (Kubernetes' `docs/proposals` for CRI logging; the kubelet joins P records with the F that follows.)
-//! Nothing is buffered: output without a newline is written at once as P, so a prompt is visible and a keeper
-//! of a thousand streams needs no memory for them.
+//! The kubelet joins P records with the F that follows. A line is split only where it is longer than a record may
+//! be, as containerd and CRI-O do: a line that its application writes in pieces stays one record.
 
 /// Longest content of one record; the kubelet's own default.
 pub const MAX_CONTENT: usize = 16 * 1024;
@@ -74,7 +73,8 @@ pub struct Record<'a> {
     pub ends: bool,
 }
 
-/// Splits a chunk of output in records; see [`Record`].
+/// The records that a chunk of output completes: whole lines, and full pieces of lines that are longer. What is
+/// left is the beginning of a line, shorter than a record: [`Records::rest`].
 #[derive(Clone, Debug)]
 pub struct Records<'a>(&'a [u8]);
 
@@ -84,20 +84,24 @@ impl<'a> Records<'a> {
     pub fn new(chunk: &'a [u8]) -> Self {
         Self(chunk)
     }
+
+    /// What no record has taken yet.
+    #[must_use]
+    pub fn rest(&self) -> &'a [u8] {
+        self.0
+    }
 }
 
 impl<'a> Iterator for Records<'a> {
     type Item = Record<'a>;
 
     fn next(&mut self) -> Option<Record<'a>> {
-        if self.0.is_empty() {
-            return None;
-        }
         // A newline right behind a full record still belongs to it.
         let window = &self.0[..self.0.len().min(MAX_CONTENT + 1)];
         let (length, ends) = match newline(window) {
             Some(at) => (at + 1, true),
-            None => (window.len().min(MAX_CONTENT), false),
+            None if window.len() > MAX_CONTENT => (MAX_CONTENT, false),
+            None => return None,
         };
         let (content, rest) = self.0.split_at(length);
         self.0 = rest;
@@ -179,29 +183,38 @@ mod tests {
     fn chunks_split_at_newlines_and_at_the_limit() {
         let full = [vec![b'x'; MAX_CONTENT], b"\n".to_vec()].concat();
         let over = [vec![b'x'; MAX_CONTENT + 1], b"\n".to_vec()].concat();
-        let lengths = |chunk: &[u8]| {
-            Records::new(chunk)
-                .map(|r| (r.content.len(), r.ends))
-                .collect::<Vec<_>>()
+        let outline = |chunk: &[u8]| {
+            let mut records = Records::new(chunk);
+            let lengths: Vec<_> = records.by_ref().map(|r| (r.content.len(), r.ends)).collect();
+            (lengths, records.rest().len())
         };
-        assert_eq!(lengths(b""), []);
-        assert_eq!(lengths(b"a\nbc\n\n"), [(2, true), (3, true), (1, true)]);
-        assert_eq!(lengths(b"a\nprompt> "), [(2, true), (8, false)]);
-        assert_eq!(lengths(&full), [(MAX_CONTENT + 1, true)]);
-        assert_eq!(lengths(&over), [(MAX_CONTENT, false), (2, true)]);
+        assert_eq!(outline(b""), (vec![], 0));
+        assert_eq!(outline(b"a\nbc\n\n"), (vec![(2, true), (3, true), (1, true)], 0));
+        assert_eq!(outline(b"a\nprompt> "), (vec![(2, true)], 8));
+        assert_eq!(outline(&full), (vec![(MAX_CONTENT + 1, true)], 0));
+        assert_eq!(outline(&full[..MAX_CONTENT]), (vec![], MAX_CONTENT));
+        assert_eq!(outline(&over), (vec![(MAX_CONTENT, false), (2, true)], 0));
     }
 
     #[test]
     fn no_byte_is_lost_whatever_the_chunks() {
-        let text: Vec<u8> = (0..100_000u32)
-            .map(|i| if i % 97 == 0 { b'\n' } else { b'a' + (i % 26) as u8 })
+        let letters = (b'a'..=b'z').cycle();
+        let text: Vec<u8> = letters
+            .take(100_000)
+            .enumerate()
+            .map(|(i, c)| if i % 97 == 0 { b'\n' } else { c })
             .collect();
         for size in [1, 7, 8, 9, 96, 97, 4096, 65_536] {
-            let joined: Vec<u8> = text
-                .chunks(size)
-                .flat_map(Records::new)
-                .flat_map(|r| r.content.to_vec())
-                .collect();
+            let (mut joined, mut held) = (Vec::new(), Vec::new());
+            for chunk in text.chunks(size) {
+                held.extend_from_slice(chunk);
+                let mut records = Records::new(&held);
+                records
+                    .by_ref()
+                    .for_each(|record| joined.extend_from_slice(record.content));
+                held = records.rest().to_vec();
+            }
+            joined.extend_from_slice(&held);
             assert_eq!(joined, text);
         }
     }

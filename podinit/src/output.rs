@@ -1,6 +1,7 @@
 //! From a container's pipes to its log file, record by record, with one shared buffer and no copy.
 
 use crate::task::now;
+use alloc::vec::Vec;
 use podinit::cri_log::{PREFIX, Records, Stream, prefix};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, IoSlice, read, writev};
@@ -18,8 +19,10 @@ const ROUNDS: usize = 32;
 pub struct Output {
     pub fd: OwnedFd,
     pub stream: Stream,
-    /// The last record had no newline.
-    pub open_line: bool,
+    /// The beginning of a line, shorter than a record; memory is needed only while there is one.
+    held: Vec<u8>,
+    /// The last record ended inside a line.
+    inside_line: bool,
 }
 
 /// A container's log file.
@@ -55,13 +58,12 @@ impl Log {
         self.torn = false;
     }
 
-    /// Writes a chunk as records and returns whether its last line is still open.
-    fn append(&mut self, chunk: &[u8], stream: Stream) -> bool {
+    /// Writes the records that a chunk completes, and returns what is left of it and how the last record ended.
+    fn append<'c>(&mut self, chunk: &'c [u8], stream: Stream, mut inside_line: bool) -> (&'c [u8], bool) {
         let time = now();
         let (full, partial) = (prefix(time, stream, true), prefix(time, stream, false));
-        let mut records = Records::new(chunk).peekable();
-        let mut open_line = false;
-        while records.peek().is_some() {
+        let mut records = Records::new(chunk);
+        loop {
             let mut pieces = [IoSlice::new(b""); BATCH * 3];
             let mut used = 0;
             for record in records.by_ref().take(BATCH) {
@@ -74,11 +76,13 @@ impl Log {
                 pieces[used + 1] = IoSlice::new(record.content);
                 pieces[used + 2] = IoSlice::new(tail);
                 used += 3;
-                open_line = !record.ends;
+                inside_line = !record.ends;
+            }
+            if used == 0 {
+                return (records.rest(), inside_line);
             }
             self.write(&mut pieces[..used]);
         }
-        open_line
     }
 
     /// Writes all pieces. When the disk refuses, the rest is dropped and counted: a full disk must not stop the
@@ -116,61 +120,60 @@ impl Output {
         Self {
             fd,
             stream,
-            open_line: false,
+            held: Vec::new(),
+            inside_line: false,
         }
     }
 
-    /// Moves what can be read to the log: one buffer of it, or all there is when `drain`.
+    /// Moves what can be read to the log: what there is when `drain`, until the end or until it would block.
     pub fn pump(&mut self, log: &mut Option<Log>, buffer: &mut [u8], drain: bool) -> Read {
-        let mut kept = 0;
+        let mut kept = self.held.len();
+        buffer[..kept].copy_from_slice(&self.held);
+        self.held = Vec::new();
+        let mut result = Read::Open;
         // Bounded, so that one busy writer starves no other task, and a drain ends though a writer survives.
         for _ in 0..ROUNDS {
             let n = match read(&self.fd, &mut buffer[kept..]) {
                 // A terminal reports the end of its last user as EIO.
                 Ok(0) | Err(Errno::IO) => {
-                    self.emit(log, &buffer[..kept]);
-                    self.close_line(log);
-                    return Read::Ended;
+                    result = Read::Ended;
+                    break;
                 }
                 Ok(n) => n,
                 Err(Errno::INTR) => continue,
-                Err(_) => {
-                    self.emit(log, &buffer[..kept]);
-                    return Read::Open;
-                }
+                Err(_) => break,
             };
             let have = kept + n;
-            // A line that the buffer's end cuts goes on in the next read, unless it is longer than a record anyway.
-            let tail = buffer[..have]
-                .iter()
-                .rev()
-                .take(buffer.len() / 4)
-                .position(|byte| *byte == b'\n');
-            let cut = tail.map_or(have, |tail| have - tail);
-            self.emit(log, &buffer[..cut]);
-            buffer.copy_within(cut..have, 0);
-            kept = have - cut;
-            if have < buffer.len() / 2 && !drain && kept == 0 {
-                return Read::Open;
+            kept = self.emit(log, buffer, have);
+            if have < buffer.len() / 2 && !drain {
+                break;
             }
         }
-        self.emit(log, &buffer[..kept]);
-        Read::Open
-    }
-
-    fn emit(&mut self, log: &mut Option<Log>, chunk: &[u8]) {
-        if let (Some(log), false) = (log, chunk.is_empty()) {
-            self.open_line = log.append(chunk, self.stream);
+        self.held = buffer[..kept].to_vec();
+        if result == Read::Ended {
+            self.close_line(log);
         }
+        result
     }
 
-    /// Ends an open last line, so that no reader waits for the rest of it.
+    /// Writes what `buffer[..have]` completes, moves the rest to the front and returns its length.
+    fn emit(&mut self, log: &mut Option<Log>, buffer: &mut [u8], have: usize) -> usize {
+        let Some(log) = log else { return 0 };
+        let (rest, inside_line) = log.append(&buffer[..have], self.stream, self.inside_line);
+        let kept = rest.len();
+        self.inside_line = inside_line;
+        buffer.copy_within(have - kept..have, 0);
+        kept
+    }
+
+    /// Writes the unfinished last line as if it were finished, so that no reader waits for the rest of it.
     pub fn close_line(&mut self, log: &mut Option<Log>) {
-        if let (Some(log), true) = (log, self.open_line) {
+        let held = core::mem::take(&mut self.held);
+        if let (Some(log), true) = (log, self.inside_line || !held.is_empty()) {
             let head = prefix(now(), self.stream, true);
-            log.write(&mut [IoSlice::new(&head), IoSlice::new(b"\n")]);
-            self.open_line = false;
+            log.write(&mut [IoSlice::new(&head), IoSlice::new(&held), IoSlice::new(b"\n")]);
         }
+        self.inside_line = false;
     }
 }
 
