@@ -31,7 +31,7 @@ pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
     let variant = Variant {
         args: &inputs.args,
         create_cwd: false,
-            read_only_root: false,
+        read_only_root: false,
         gate: false,
     };
     process::finish(&mut plan, spec, &inputs.process, &variant)?;

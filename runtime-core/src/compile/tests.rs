@@ -374,7 +374,7 @@ Hold
 
 #[test]
 fn what_a_plan_cannot_do_is_refused_with_its_name() {
-    for (pointer, value, message) in [
+    refused([
         ("/process/args", json!([]), "the spec has no command"),
         ("/process/args", json!([""]), "the spec has no command"),
         ("/process/args", json!(["a\u{0}b"]), "argument holds a NUL byte"),
@@ -395,6 +395,18 @@ fn what_a_plan_cannot_do_is_refused_with_its_name() {
             "part of the spec \"SELinux label\" is not supported",
         ),
         ("/hooks", json!({}), "part of the spec \"hooks\" is not supported"),
+    ]);
+    let mut inputs = inputs();
+    inputs.root.lowers.clear();
+    assert_eq!(
+        container(&spec(), &inputs).unwrap_err(),
+        CompileError::Missing("layer")
+    );
+}
+
+#[test]
+fn what_no_plan_of_linux_can_do_is_refused_with_its_name() {
+    refused([
         (
             "/linux/sysctl",
             json!({ "a.b": "1" }),
@@ -445,14 +457,13 @@ fn what_a_plan_cannot_do_is_refused_with_its_name() {
             json!([{ "destination": "/x", "type": "bind", "source": "/y", "options": ["mode=1"] }]),
             "options of a bind mount \"mode=1\" is not supported",
         ),
-    ] {
+    ]);
+}
+
+/// Each value at its pointer makes the message.
+fn refused<const N: usize>(cases: [(&str, Value, &str); N]) {
+    for (pointer, value, message) in cases {
         let error = container(&spec_with(pointer, value), &inputs()).unwrap_err();
         assert_eq!(error.to_string(), message);
     }
-    let mut inputs = inputs();
-    inputs.root.lowers.clear();
-    assert_eq!(
-        container(&spec(), &inputs).unwrap_err(),
-        CompileError::Missing("layer")
-    );
 }
