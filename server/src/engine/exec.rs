@@ -9,6 +9,7 @@ use runtime_core::cgroup::Cgroup;
 use runtime_core::pod::{Request, Role, TaskKind, TaskPhase, TaskState};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 
 use super::keeper::{Keeper, container_handle};
 use super::native::NativeError;
@@ -32,71 +33,18 @@ pub async fn exec_sync(
     argv: Vec<String>,
     timeout: Option<Duration>,
 ) -> Result<ExecOutput, EngineError> {
-    let keeper = engine.native.keeper(&container.record.pod)?;
     let (prepare, within) = (Arc::clone(engine), Arc::clone(container));
     let prepared = blocking("ExecSync", move || Prepared::new(&prepare, &within, argv)).await?;
-    let Prepared {
-        plan,
-        encoded,
-        cgroup,
-        stdout,
-        stderr,
-    } = prepared;
-
-    let (handle, exited) = keeper.register_exec();
-    let registered = Registered {
-        keeper: Arc::clone(&keeper),
-        handle,
-    };
-    let roles = vec![Role::Stage, Role::Plan, Role::Cgroup, Role::Stdout, Role::Stderr];
-    let target = container_handle(container.record.handle);
-    let launch = Request::Launch {
-        kind: TaskKind::Exec,
-        flags: 0,
-        target,
-        roles,
-    };
-    let fds = [
-        engine.native.programs.stage(),
-        plan.as_fd(),
-        cgroup.dir(),
-        stdout.write.as_fd(),
-        stderr.write.as_fd(),
-    ];
-    let reply = keeper
-        .call(handle, launch, &fds)
-        .await
-        .map_err(|e| plans::explain(e, &encoded))?;
-    let pid = TaskState::decode(&reply.body).map_or(0, |state| state.pid);
-    let running = Running {
-        pid,
-        cgroup: Some(cgroup),
-        _registered: registered,
-    };
-
+    // In a task of its own: a client that goes away while the command is being started leaves nothing behind, as
+    // what the task returns is dropped.
+    let launched = tokio::spawn(launch(Arc::clone(engine), Arc::clone(container), prepared)).await;
+    let (running, exited, stdout, stderr) = launched.map_err(|_| EngineError::Panicked("ExecSync"))??;
     let limit = engine.config.limits.exec_sync_output_bytes as usize;
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let collect = async {
-        let reading = async {
-            tokio::join!(
-                collect(stdout.into_reader(), &mut out, limit),
-                collect(stderr.into_reader(), &mut err, limit)
-            )
-        };
-        tokio::pin!(reading);
-        tokio::pin!(exited);
-        let ended = tokio::select! {
-            _ = &mut reading => exited.await,
-            ended = &mut exited => {
-                let _ = tokio::time::timeout(DRAIN, reading).await;
-                ended
-            }
-        };
-        ended.map_err(|_| NativeError::PodinitGone)
-    };
+    let ended = until_over(exited, collect(stdout, &mut out, limit), collect(stderr, &mut err, limit));
     let state = match timeout {
-        None => collect.await?,
-        Some(limit) => match tokio::time::timeout(limit, collect).await {
+        None => ended.await?,
+        Some(limit) => match tokio::time::timeout(limit, ended).await {
             Ok(state) => state?,
             Err(_) => {
                 running.kill().await;
@@ -105,11 +53,49 @@ pub async fn exec_sync(
         },
     };
     running.over();
-    Ok(ExecOutput {
-        stdout: out,
-        stderr: err,
-        code: code(state.phase),
-    })
+    Ok(ExecOutput { stdout: out, stderr: err, code: code(state.phase) })
+}
+
+type Reader = std::io::Result<pipe::Receiver>;
+
+/// Starts the command and returns it with where its exit will be told and its outputs.
+async fn launch(
+    engine: Arc<Engine>,
+    container: Arc<Container>,
+    prepared: Prepared,
+) -> Result<(Running, oneshot::Receiver<TaskState>, Reader, Reader), EngineError> {
+    let Prepared { plan, encoded, cgroup, stdout, stderr } = prepared;
+    let keeper = engine.native.keeper(&container.record.pod)?;
+    let (handle, exited) = keeper.register_exec();
+    let registered = Registered { keeper: Arc::clone(&keeper), handle };
+    let roles = vec![Role::Stage, Role::Plan, Role::Cgroup, Role::Stdout, Role::Stderr];
+    let target = container_handle(container.record.handle);
+    let request = Request::Launch { kind: TaskKind::Exec, flags: 0, target, roles };
+    let stage = engine.native.programs.stage();
+    let fds = [stage, plan.as_fd(), cgroup.dir(), stdout.write.as_fd(), stderr.write.as_fd()];
+    let reply = keeper.call(handle, request, &fds).await.map_err(|e| plans::explain(e, &encoded))?;
+    let pid = TaskState::decode(&reply.body).map_or(0, |state| state.pid);
+    let running = Running { pid, cgroup: Some(cgroup), _registered: registered };
+    Ok((running, exited, stdout.into_reader(), stderr.into_reader()))
+}
+
+/// Waits for the exit and the ends of both outputs; for the latter not much longer than for the former.
+async fn until_over(
+    exited: oneshot::Receiver<TaskState>,
+    stdout: impl Future<Output = ()>,
+    stderr: impl Future<Output = ()>,
+) -> Result<TaskState, NativeError> {
+    let reading = async { tokio::join!(stdout, stderr) };
+    tokio::pin!(reading);
+    tokio::pin!(exited);
+    let ended = tokio::select! {
+        _ = &mut reading => exited.await,
+        ended = &mut exited => {
+            let _ = tokio::time::timeout(DRAIN, reading).await;
+            ended
+        }
+    };
+    ended.map_err(|_| NativeError::PodinitGone)
 }
 
 fn code(phase: TaskPhase) -> i32 {
@@ -121,7 +107,7 @@ fn code(phase: TaskPhase) -> i32 {
 }
 
 /// Reads to the end, keeping the first `limit` bytes, so that a command is never stopped by its output.
-async fn collect(reader: std::io::Result<pipe::Receiver>, kept: &mut Vec<u8>, limit: usize) {
+async fn collect(reader: Reader, kept: &mut Vec<u8>, limit: usize) {
     let Ok(mut reader) = reader else { return };
     let mut chunk = vec![0; 16 * 1024];
     while let Ok(n) = reader.read(&mut chunk).await {
@@ -153,7 +139,7 @@ impl Pipe {
     }
 
     /// Keeps the reading end: the writing end is the command's alone from now on.
-    fn into_reader(self) -> std::io::Result<pipe::Receiver> {
+    fn into_reader(self) -> Reader {
         drop(self.write);
         pipe::Receiver::from_owned_fd(self.read)
     }
