@@ -20,6 +20,14 @@ pub const BASE: &str = "e2e-test-images/busybox";
 pub const INDEXED: &str = "indexed";
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Applets that the validation suite calls and Debian leaves out of its static busybox.
+const SCRIPTS: [(&str, &str); 2] = [
+    ("ipcs", "#!/bin/sh\ncat /proc/sysvipc/shm\n"),
+    (
+        "pgrep",
+        "#!/bin/sh\ncd /proc\ngrep -lx -- \"$1\" [0-9]*/comm 2>/dev/null | cut -d/ -f1\n",
+    ),
+];
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n\
     www-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n";
 const GROUP: &str = "root:x:0:\ndaemon:x:1:\ntty:x:5:\nwww-data:x:33:\nusers:x:100:\nextra:x:4242:www-data\n\
@@ -280,11 +288,19 @@ pub fn base_entries() -> Result<Vec<Entry>> {
         .collect();
     entries.push(Entry::Dir("tmp".to_owned(), 0o1777));
     entries.push(Entry::File("bin/busybox".to_owned(), 0o755, busybox));
+    // Hard links, as in the published image: masking one applet must not mask them all.
     entries.extend(
         applets
             .iter()
-            .map(|a| Entry::Link(format!("bin/{a}"), "/bin/busybox".to_owned())),
+            .map(|a| Entry::Hard(format!("bin/{a}"), "bin/busybox".to_owned())),
     );
+    for (name, script) in SCRIPTS.iter().filter(|(name, _)| !applets.contains(name)) {
+        entries.push(Entry::File(
+            format!("bin/{name}"),
+            0o755,
+            script.as_bytes().to_vec(),
+        ));
+    }
     entries.push(Entry::Link("link-to-mnt".to_owned(), "/mnt".to_owned()));
     entries.push(file("etc/passwd", PASSWD));
     entries.push(file("etc/group", GROUP));
@@ -306,7 +322,14 @@ pub type Named = (String, Vec<&'static str>, Image);
 pub fn catalogue() -> Result<Vec<Named>> {
     let base = base_layer()?;
     let shell = json!({"Env": [PATH], "Cmd": ["sh"]});
-    let web = |port: &str| json!({"Env": [PATH], "Cmd": ["httpd", "-f", "-p", port, "-h", "/usr/share/nginx/html"]});
+    let web = |port: &str| {
+        // What the suite looks for in an nginx: its process id, and its title on process 1.
+        let script = format!(
+            "mkdir -p /var/run; echo $$ >/var/run/nginx.pid; echo httpd starts; \
+             httpd -f -p {port} -h /usr/share/nginx/html & trap 'kill $!; exit' TERM; wait; : nginx: master process"
+        );
+        json!({"Env": [PATH], "Cmd": ["sh", "-c", script]})
+    };
     let with = |extra: Entry, run: &Value| -> Result<Image> {
         let top = Layer::new(&[extra], Packing::Gzip)?;
         Ok(Image::new(&[base.clone(), top], run, Dialect::Oci))
@@ -330,6 +353,11 @@ pub fn catalogue() -> Result<Vec<Named>> {
         (
             "e2e-test-images/nginx".to_owned(),
             vec!["1.14-2"],
+            with(page(), &web("80"))?,
+        ),
+        (
+            "e2e-test-images/httpd".to_owned(),
+            vec!["2.4.39-4"],
             with(page(), &web("80"))?,
         ),
         (

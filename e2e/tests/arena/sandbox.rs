@@ -10,7 +10,7 @@ use crate::case::{Env, Pod, cases, contains, equal};
 
 cases!("sandbox":
     own_namespaces, host_name, hosts_file, resolv_conf, dns_options, host_network, host_ipc_and_pid,
-    shared_pid_namespace, shared_shm, status_tells_what_was_asked, list_filters, stop_is_idempotent,
+    shared_pid_namespace, many_shared_pid_namespaces, shared_shm, status_tells_what_was_asked, list_filters, stop_is_idempotent,
     stopped_pod_is_not_ready, sysctls, removal_removes_containers);
 
 /// What a process sees as its namespaces, by kind.
@@ -181,6 +181,16 @@ fn shared_pid_namespace(env: &mut Env<'_>) -> Result<()> {
     );
     cri.stop(&long, 0)?;
     pod.remove()
+}
+
+fn many_shared_pid_namespaces(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    for round in 0..60 {
+        let config = pod_namespaces(|o| o.pid = pb::NamespaceMode::Pod.into());
+        let pod = Pod::run(&cri, config).with_context(|| format!("round {round}"))?;
+        pod.remove()?;
+    }
+    Ok(())
 }
 
 fn shared_shm(env: &mut Env<'_>) -> Result<()> {
