@@ -72,6 +72,11 @@ pub fn failed(errno: Errno) -> Outcome {
     (errno.raw_os_error().unsigned_abs(), Vec::new())
 }
 
+/// Exit statuses and signals fit a byte (wait(2)).
+fn low_byte(status: i32) -> u8 {
+    u8::try_from(status & 0xff).unwrap_or(u8::MAX)
+}
+
 impl Keeper {
     pub fn new(podd: OwnedFd, listener: OwnedFd) -> Result<Self> {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
@@ -467,8 +472,8 @@ impl Keeper {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_pid().unsigned_abs();
             let phase = match (status.exit_status(), status.terminating_signal()) {
-                (Some(status), _) => TaskPhase::Exited((status & 0xff) as u8),
-                (_, Some(signal)) => TaskPhase::Killed((signal & 0x7f) as u8),
+                (Some(status), _) => TaskPhase::Exited(low_byte(status)),
+                (_, Some(signal)) => TaskPhase::Killed(low_byte(signal)),
                 _ => continue,
             };
             let finished = now();

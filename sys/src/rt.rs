@@ -237,8 +237,9 @@ unsafe impl GlobalAlloc for FreeLists {
         if class >= CLASSES {
             return;
         }
-        // SAFETY: as in alloc; the block was handed out for this class and is at least 16 bytes.
+        // SAFETY: as in alloc.
         let state = unsafe { &mut *self.0.get() };
+        // SAFETY: the block was handed out for this class, so that it is free now and at least 16 bytes.
         unsafe { block.cast::<*mut u8>().write(state.heads[class]) };
         state.heads[class] = block;
     }

@@ -561,10 +561,10 @@ mod tests {
         let mut buf = PlanBuf::new();
         every_step().iter().for_each(|step| buf.push(step));
         let bytes = buf.finish();
-        let whole = Plan::decode(&bytes).map(|plan| plan.steps.len());
+        let whole = every_step().len();
         for end in 0..bytes.len() {
-            let cut = Plan::decode(&bytes[..end]).map(|plan| plan.steps.len());
-            assert!(cut.is_err() || cut < whole, "cut at {end}");
+            let cut = Plan::decode(&bytes[..end]).map_or(0, |plan| plan.steps.len());
+            assert!(cut < whole, "cut at {end}");
         }
     }
 
