@@ -130,7 +130,7 @@ fn decide(
         seccomp: profile.as_ref(),
         cgroup: &cgroup,
     };
-    Ok(spec::build(&inputs).map_err(EngineError::Spec)?)
+    spec::build(&inputs).map_err(EngineError::Spec)
 }
 
 /// Reads the seccomp profile that a request names by its path on the node.
@@ -264,9 +264,15 @@ pub struct ExecBase {
 impl ExecBase {
     /// The spec as JSON, for people too; the environment, which may hold any bytes, as `NAME=value` NUL.
     fn save(&self, directory: &Path) -> Result<(), NativeError> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
         let write = |name: &str, content: &[u8]| {
             let path = directory.join(name);
-            std::fs::write(&path, content).map_err(|source| NativeError::File {
+            // The environment may hold secrets.
+            let mut options = std::fs::File::options();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let written = options.open(&path).and_then(|mut file| file.write_all(content));
+            written.map_err(|source| NativeError::File {
                 operation: "write",
                 path,
                 source,

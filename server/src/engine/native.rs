@@ -168,8 +168,7 @@ impl Native {
     /// # Errors
     /// The network cannot change its ranges.
     pub async fn set_pod_subnets(&self, subnets: &[Subnet]) -> Result<(), NativeError> {
-        let subnets: Vec<podd_netplug::Subnet> = subnets.iter().map(|subnet| (*subnet).into()).collect();
-        Ok(self.network.set_pod_cidr(&subnets).await?)
+        Ok(self.network.set_pod_cidr(subnets).await?)
     }
 
     /// The cgroup below which a pod's containers live, and whether it is podd's own to make and remove.
@@ -253,7 +252,7 @@ fn make_private(directory: &Path) -> Result<(), NativeError> {
 
 fn network_config(config: &config::Network) -> NetConfig {
     let subnets = match config.subnet_source {
-        SubnetSource::Config => config.subnets.iter().map(|subnet| (*subnet).into()).collect(),
+        SubnetSource::Config => config.subnets.clone(),
         SubnetSource::Kubelet => Vec::new(),
     };
     NetConfig {
