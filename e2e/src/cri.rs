@@ -70,6 +70,8 @@ calls! { RuntimeServiceClient:
     exec_sync(ExecSyncRequest) -> ExecSyncResponse;
     container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
     list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
+    pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
+    list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
 }
 
 calls! { ImageServiceClient:

@@ -52,6 +52,10 @@ impl Podd {
     pub fn start() -> Result<Self> {
         fs::create_dir_all("/etc/podd")?;
         fs::write(CONFIG, config())?;
+        fs::write(
+            "/etc/crictl.yaml",
+            format!("runtime-endpoint: unix://{SOCKET}\nimage-endpoint: unix://{SOCKET}\n"),
+        )?;
         fs::create_dir_all(CGROUP).with_context(|| format!("make {CGROUP}"))?;
         let binary = binary()?;
         let child = spawn(&binary)?;

@@ -15,6 +15,7 @@ mod runtime;
 mod sandbox;
 mod scale;
 mod security;
+mod stats;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -64,6 +65,7 @@ fn all() -> Vec<case::Case> {
         mounts::CASES,
         errors::CASES,
         recovery::CASES,
+        stats::CASES,
         scale::CASES,
     ];
     groups.concat()
