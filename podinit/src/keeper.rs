@@ -485,7 +485,9 @@ impl Keeper {
             {
                 self.hear(handle);
                 self.ended(handle, phase, finished);
-            } else if self.tasks.iter().any(|task| task.pid == 0) && self.unclaimed.len() < 64 {
+            } else if self.tasks.iter().any(|task| task.pid == 0)
+                && self.tasks.iter().all(|task| task.stage != pid)
+            {
                 self.unclaimed.push(Unclaimed { pid, phase, finished });
             }
         }

@@ -92,6 +92,7 @@ impl Keeper {
         )?;
         rustix::io::ioctl_fionbio(&sync, true)?;
         let stage = self.spawn_stage(&fds, &stage_end, kind, target)?;
+        let stage_pid = stage.pid;
         // Without a pid namespace the helper of a pod does not clone: it is its own first process.
         let helper = (kind == TaskKind::Pod && flags & launch_flag::PID == 0).then_some(stage);
         self.watch(sync.as_fd(), Source::Sync, handle)?;
@@ -107,6 +108,7 @@ impl Keeper {
             phase: Phase::Staging,
             pid: helper.as_ref().map_or(0, |helper| helper.pid),
             pidfd: helper.map(|helper| helper.pidfd),
+            stage: stage_pid,
             sync: Some(sync),
             early: None,
             caller: Some(caller),

@@ -39,6 +39,8 @@ pub struct Task {
     /// First process of the task; 0 until the stage reports it.
     pub pid: u32,
     pub pidfd: Option<OwnedFd>,
+    /// The stage's outer process, which ends when it has cloned.
+    pub stage: u32,
     pub sync: Option<OwnedFd>,
     /// A report of Ready that overtook the one of Cloned: two processes write to the same socket.
     pub early: Option<Vec<u8>>,

@@ -15,6 +15,7 @@ use super::keeper::{Keeper, container_handle};
 use super::native::NativeError;
 use super::plans::Stat;
 use super::{Engine, EngineError, ExecOutput, blocking, build, exits, plans};
+use crate::state::phase::ContainerPhase;
 use crate::state::store::Container;
 
 /// How long output may still come after the command has ended, from what it left running (CVE-2026-53495).
@@ -41,7 +42,11 @@ pub async fn exec_sync(
     let (running, exited, stdout, stderr) = launched.map_err(|_| EngineError::Panicked("ExecSync"))??;
     let limit = engine.config.limits.exec_sync_output_bytes as usize;
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let ended = until_over(exited, collect(stdout, &mut out, limit), collect(stderr, &mut err, limit));
+    let ended = until_over(
+        exited,
+        collect(stdout, &mut out, limit),
+        collect(stderr, &mut err, limit),
+    );
     let state = match timeout {
         None => ended.await?,
         Some(limit) => match tokio::time::timeout(limit, ended).await {
@@ -53,7 +58,11 @@ pub async fn exec_sync(
         },
     };
     running.over();
-    Ok(ExecOutput { stdout: out, stderr: err, code: code(state.phase) })
+    Ok(ExecOutput {
+        stdout: out,
+        stderr: err,
+        code: code(state.phase),
+    })
 }
 
 type Reader = std::io::Result<pipe::Receiver>;
@@ -64,18 +73,45 @@ async fn launch(
     container: Arc<Container>,
     prepared: Prepared,
 ) -> Result<(Running, oneshot::Receiver<TaskState>, Reader, Reader), EngineError> {
-    let Prepared { plan, encoded, cgroup, stdout, stderr } = prepared;
+    let Prepared {
+        plan,
+        encoded,
+        cgroup,
+        stdout,
+        stderr,
+    } = prepared;
     let keeper = engine.native.keeper(&container.record.pod)?;
     let (handle, exited) = keeper.register_exec();
-    let registered = Registered { keeper: Arc::clone(&keeper), handle };
+    let registered = Registered {
+        keeper: Arc::clone(&keeper),
+        handle,
+    };
     let roles = vec![Role::Stage, Role::Plan, Role::Cgroup, Role::Stdout, Role::Stderr];
     let target = container_handle(container.record.handle);
-    let request = Request::Launch { kind: TaskKind::Exec, flags: 0, target, roles };
+    let request = Request::Launch {
+        kind: TaskKind::Exec,
+        flags: 0,
+        target,
+        roles,
+    };
     let stage = engine.native.programs.stage();
-    let fds = [stage, plan.as_fd(), cgroup.dir(), stdout.write.as_fd(), stderr.write.as_fd()];
-    let reply = keeper.call(handle, request, &fds).await.map_err(|e| plans::explain(e, &encoded))?;
+    let fds = [
+        stage,
+        plan.as_fd(),
+        cgroup.dir(),
+        stdout.write.as_fd(),
+        stderr.write.as_fd(),
+    ];
+    let reply = keeper
+        .call(handle, request, &fds)
+        .await
+        .map_err(|e| plans::explain(e, &encoded))?;
     let pid = TaskState::decode(&reply.body).map_or(0, |state| state.pid);
-    let running = Running { pid, cgroup: Some(cgroup), _registered: registered };
+    let running = Running {
+        pid,
+        cgroup: Some(cgroup),
+        _registered: registered,
+    };
     Ok((running, exited, stdout.into_reader(), stderr.into_reader()))
 }
 
@@ -156,7 +192,10 @@ struct Prepared {
 impl Prepared {
     fn new(engine: &Engine, container: &Container, argv: Vec<String>) -> Result<Self, EngineError> {
         let encoded = build::exec_plan(engine, container, argv, false)?;
-        let cgroup = exits::find_cgroup(engine, container)?;
+        let cgroup = match nested_cgroup(engine, container)? {
+            Some(nested) => Some(nested),
+            None => exits::find_cgroup(engine, container)?,
+        };
         let cgroup = cgroup.ok_or(EngineError::ContainerGone(container.record.id))?;
         Ok(Self {
             plan: plans::seal(&encoded)?,
@@ -166,6 +205,31 @@ impl Prepared {
             stderr: Pipe::new()?,
         })
     }
+}
+
+/// Where a container has made cgroups of its own, its cgroup may hold no process any more (EBUSY, the "no internal
+/// processes" rule of cgroups(7)): a further process goes where its first one is. Blocks.
+fn nested_cgroup(engine: &Engine, container: &Container) -> Result<Option<Cgroup>, EngineError> {
+    let (ContainerPhase::Running { pid, .. }, Some(own)) =
+        (&container.record.phase, &container.record.cgroup)
+    else {
+        return Ok(None);
+    };
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+        return Ok(None);
+    };
+    let current = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
+    if !current
+        .strip_prefix(own.as_str())
+        .is_some_and(|below| below.starts_with('/'))
+    {
+        return Ok(None);
+    }
+    let path = current.parse().map_err(NativeError::CgroupPath)?;
+    Ok(engine.native.cgroups.find(&path).map_err(NativeError::from)?)
 }
 
 /// An exec that its keeper knows; forgotten however its future ends.
