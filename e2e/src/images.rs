@@ -341,8 +341,6 @@ pub fn catalogue() -> Result<Vec<Named>> {
             "<title>Welcome to nginx!</title>\n",
         )
     };
-    let suite = |name: &str| format!("k8s-staging-cri-tools/{name}");
-
     let mut all: Vec<Named> = vec![
         (BASE.to_owned(), vec!["1.29-2", "1.36.1-1", "1.37.0-1"], plain),
         (
@@ -394,26 +392,36 @@ pub fn catalogue() -> Result<Vec<Named>> {
         let image = with(file(&format!("test-image-{number}"), number), &shell)?;
         all.push((suite(&format!("test-image-{number}")), vec!["latest"], image));
     }
-    let users = [
-        ("user-uid", "1002"),
-        ("user-username", "www-data"),
-        ("user-uid-group", "1003:users"),
-        ("user-username-group", "www-data:100"),
-    ];
-    for (name, user) in users {
-        let run = json!({"Env": [PATH], "Cmd": ["sh"], "User": user});
-        all.push((
-            suite(&format!("test-image-{name}")),
-            vec!["latest"],
-            with(file("user", user), &run)?,
-        ));
-    }
+    all.extend(user_images(&base)?);
     all.push((
         suite("test-image-predefined-group"),
         vec!["latest"],
         predefined_group(&base)?,
     ));
     all.extend(odd_images(&base)?);
+    Ok(all)
+}
+
+/// The repository of an image that only the validation suite uses.
+fn suite(name: &str) -> String {
+    format!("k8s-staging-cri-tools/{name}")
+}
+
+/// Images that name their user in each way there is.
+fn user_images(base: &Layer) -> Result<Vec<Named>> {
+    let users = [
+        ("user-uid", "1002"),
+        ("user-username", "www-data"),
+        ("user-uid-group", "1003:users"),
+        ("user-username-group", "www-data:100"),
+    ];
+    let mut all = Vec::new();
+    for (name, user) in users {
+        let top = Layer::new(&[file("user", user)], Packing::Gzip)?;
+        let run = json!({"Env": [PATH], "Cmd": ["sh"], "User": user});
+        let image = Image::new(&[base.clone(), top], &run, Dialect::Oci);
+        all.push((suite(&format!("test-image-{name}")), vec!["latest"], image));
+    }
     Ok(all)
 }
 

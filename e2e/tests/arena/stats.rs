@@ -241,28 +241,34 @@ fn unknown_ids(env: &mut Env<'_>) -> Result<()> {
 
 fn writable_layer(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("layer")?);
+    let measured = |id: &str| -> Result<(u64, u64, String)> {
+        let mut found = None;
+        eventually("the layer is measured", 20, || {
+            found = stats(&cri, id)?.writable_layer;
+            Ok(found.is_some())
+        })?;
+        let layer = found.context("no layer")?;
+        ensure!(layer.timestamp > 0, "no time of reading");
+        let bytes = value(layer.used_bytes).context("no bytes")?;
+        let inodes = value(layer.inodes_used).context("no inodes")?;
+        Ok((bytes, inodes, layer.fs_id.context("no file system")?.mountpoint))
+    };
+    let fresh = measured(&pod.started(&cri::shell("fresh", "sleep 1000"))?)?;
     let id = pod.started(&cri::shell("c", "sleep 1000"))?;
     cri.sh(
         &id,
         "mkdir -p /data && cd /data && touch a b c && head -c 3000000 /dev/zero >d && sync",
     )?;
-    let mut layer = None;
-    eventually("the layer is measured", 20, || {
-        layer = stats(&cri, &id)?.writable_layer;
-        Ok(layer.is_some())
-    })?;
-    let layer = layer.context("no layer")?;
-    ensure!(layer.timestamp > 0, "no time of reading");
-    let bytes = value(layer.used_bytes).context("no bytes")?;
+    let written = measured(&id)?;
+    let bytes = written.0 - fresh.0;
     ensure!((3_000_000..4_000_000).contains(&bytes), "{bytes} bytes");
-    // The directory itself, /data and four files.
-    equal("inodes", value(layer.inodes_used), Some(6))?;
-    let mountpoint = layer.fs_id.context("no file system")?.mountpoint;
+    // The directory and four files, beside what the mounts of any container need.
+    equal("inodes", written.1 - fresh.1, 5)?;
     let info = cri.image_fs_info(pb::ImageFsInfoRequest::default())?;
     let of_containers = info.container_filesystems.into_iter().find_map(|f| f.fs_id);
     equal(
         "mount point",
-        Some(mountpoint),
+        Some(written.2),
         of_containers.map(|f| f.mountpoint),
     )?;
     pod.remove()
