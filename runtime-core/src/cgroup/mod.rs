@@ -10,6 +10,7 @@ mod group;
 mod limits;
 mod path;
 mod root;
+mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -18,3 +19,4 @@ pub use group::{Cgroup, MemoryEvents};
 pub use limits::{Limits, Phase, weight_of_shares};
 pub use path::{CgroupPath, CgroupPathError};
 pub use root::{CgroupRoot, Controllers};
+pub use stats::{CpuStats, IoStats, MemoryStats, Pressure, PressureLine, StatsReader};

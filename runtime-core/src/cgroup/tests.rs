@@ -232,14 +232,14 @@ fn a_plain_directory_is_no_cgroup() {
 }
 
 /// A directory of this test's own below the machine's cgroup2 mount, removed at the end.
-struct Real {
-    root: CgroupRoot,
+pub(super) struct Real {
+    pub(super) root: CgroupRoot,
     dir: PathBuf,
 }
 
 impl Real {
     /// `None` when this process may not make cgroups: then there is nothing to test here.
-    fn new(name: &str) -> Option<Self> {
+    pub(super) fn new(name: &str) -> Option<Self> {
         let mount = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
             .iter()
             .find(|mount| CgroupRoot::open(Path::new(mount)).is_ok())?;
@@ -258,13 +258,13 @@ impl Drop for Real {
     }
 }
 
-fn sleeper(group: &Cgroup) -> Child {
+pub(super) fn sleeper(group: &Cgroup) -> Child {
     let child = Command::new("sleep").arg("60").spawn().unwrap();
     group.attach(child.id()).unwrap();
     child
 }
 
-fn soon() -> Instant {
+pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
