@@ -44,7 +44,7 @@ impl Config {
     }
 }
 
-/// How unpacked layers become durable before their rename; see the table in `store/commit.rs`.
+/// How unpacked layers become durable before their rename; the measurements are in `store/commit.rs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
     /// One `syncfs` for every group of layers that are ready at the same time. Waits for other writers of the file

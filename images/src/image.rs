@@ -137,16 +137,25 @@ struct RootFs {
 impl ImageConfig {
     /// Parses a config blob, which the caller has bounded.
     pub(crate) fn parse(json: &[u8]) -> Result<ImageConfig, Error> {
-        serde_json::from_slice(json).map_err(|e| Error::BadDocument {
-            document: "image config",
-            reason: e.to_string(),
-        })
+        object(json, "image config")
     }
 
     /// Digests of the uncompressed layers, bottom first.
     pub(crate) fn diff_ids(&self) -> &[Digest] {
         &self.rootfs.diff_ids
     }
+}
+
+/// Parses a JSON object. A list is refused, which serde would take as the fields in their order of declaration.
+pub(crate) fn object<T: serde::de::DeserializeOwned>(
+    json: &[u8],
+    document: &'static str,
+) -> Result<T, Error> {
+    let bad = |reason: String| Error::BadDocument { document, reason };
+    if !json.trim_ascii_start().starts_with(b"{") {
+        return Err(bad("it is no JSON object".to_owned()));
+    }
+    serde_json::from_slice(json).map_err(|e| bad(e.to_string()))
 }
 
 /// Go writes nil slices, maps and structs as `null`.

@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 use crate::config::Limits;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::image::object;
 use crate::reference::printable;
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -87,10 +88,7 @@ impl Document {
     ) -> Result<Document, Error> {
         let content_type = content_type.map(|t| t.split(';').next().unwrap_or_default().trim());
         let by_header = content_type.map(shape).transpose()?.flatten();
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|e| Error::BadDocument {
-            document: "manifest",
-            reason: e.to_string(),
-        })?;
+        let raw: Raw = object(bytes, "manifest")?;
         if raw.schema_version == Some(1) || raw.fs_layers.is_some() {
             return Err(unsupported("docker manifest schema 1", SCHEMA1));
         }
@@ -322,6 +320,7 @@ mod tests {
             ),
             ("both", both, None, Some(&ambiguous)),
             ("duplicate key", twice, None, Some(&broken)),
+            ("list", "[2]".into(), None, Some(&broken)),
             ("html", "<html>".into(), None, Some(&broken)),
             ("empty object", "{}".into(), None, Some(&broken)),
             (

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::auth::Auth;
@@ -205,6 +205,8 @@ async fn blocking<T: Send + 'static>(
         })?
 }
 
+type Worker = oneshot::Receiver<Result<LayerHold, Error>>;
+
 /// One layer to have.
 #[derive(Clone)]
 struct Job {
@@ -222,17 +224,15 @@ impl Job {
         if let Some(hold) = self.store.hold_diff(&self.diff_id) {
             return Ok(Arc::new(hold));
         }
-        let _permit = Arc::clone(&self.permits)
-            .acquire_owned()
-            .await
-            .map_err(|_| Error::Cancelled)?;
         let mut wrong = None;
         loop {
+            let permits = Arc::clone(&self.permits);
+            let permit = permits.acquire_owned().await.map_err(|_| Error::Cancelled)?;
             if let Some(hold) = self.store.hold_diff(&self.diff_id) {
                 return Ok(Arc::new(hold));
             }
             let (sink, chunks) = mpsc::channel(CHUNKS);
-            let worker = self.start_worker(ChunkReader::new(chunks))?;
+            let worker = self.start_worker(ChunkReader::new(chunks), permit)?;
             let fed = self.session.blob(&self.blob, sink).await;
             // The worker ends by itself: its source has ended or closed.
             let done = worker.await.map_err(|_| Error::Worker {
@@ -251,13 +251,13 @@ impl Job {
     }
 
     /// A thread of its own, not one of the runtime's pool: name resolution needs that pool while this one waits.
-    fn start_worker(&self, body: ChunkReader) -> Result<oneshot::Receiver<Result<LayerHold, Error>>, Error> {
+    fn start_worker(&self, body: ChunkReader, permit: OwnedSemaphorePermit) -> Result<Worker, Error> {
         let (sender, receiver) = oneshot::channel();
         let job = self.clone();
         std::thread::Builder::new()
             .name("podd-layer".to_owned())
             .spawn(move || {
-                let result = job.unpack(body);
+                let result = job.unpack(body, permit);
                 // Nobody may be left to hear it; a hold is released by its drop.
                 let _ = sender.send(result);
             })
@@ -267,7 +267,7 @@ impl Job {
         Ok(receiver)
     }
 
-    fn unpack(&self, body: ChunkReader) -> Result<LayerHold, Error> {
+    fn unpack(&self, body: ChunkReader, permit: OwnedSemaphorePermit) -> Result<LayerHold, Error> {
         let new = NewLayer::begin(&self.store)?;
         let mut limits = self.limits.clone();
         let ratio = self.blob.size.saturating_mul(limits.ratio).max(RATIO_FREE);
@@ -279,6 +279,8 @@ impl Job {
                 actual: unpacked.diff_id,
             });
         }
+        // The next layer may inflate while this one waits for the disk.
+        drop(permit);
         new.commit(&unpacked, Some(&self.blob.digest))
     }
 }

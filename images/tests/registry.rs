@@ -7,9 +7,9 @@ mod faults;
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use podd_images::{Config, Endpoint, Images, Warning};
+use podd_images::{Config, Durability, Endpoint, Images, Warning};
 use support::*;
 
 fn registry() -> Option<Registry> {
@@ -321,7 +321,51 @@ fn undescribed_directories_keep_their_metadata() {
     assert_eq!(images.verify(fixed.layers[2]).unwrap(), Vec::<String>::new());
 }
 
-/// Prints the time of a pull from `PODD_BENCH_IMAGE`, with the registry of the same host over plain HTTP.
+/// The system's certificates decide, here those that `SSL_CERT_FILE` names for a process of its own.
+#[test]
+fn https_needs_a_known_authority() {
+    let Some(registry) = Registry::start_tls() else {
+        return;
+    };
+    let authority = registry.authority.clone().unwrap();
+    let run = |certificates: &std::path::Path| {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "https_child", "--ignored", "--nocapture"])
+            .env("PODD_TEST_HOST", &registry.host)
+            .env("SSL_CERT_FILE", certificates)
+            .env_remove("SSL_CERT_DIR")
+            .output()
+            .unwrap()
+    };
+    let trusted = run(&authority);
+    // The handshake worked, the repository does not exist.
+    assert!(
+        String::from_utf8_lossy(&trusted.stdout).contains("NotFound"),
+        "{trusted:?}"
+    );
+    let other = tempfile::NamedTempFile::new().unwrap();
+    let refused = run(other.path());
+    assert!(
+        String::from_utf8_lossy(&refused.stdout).contains("Unreachable"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+#[ignore = "the process that the test above starts"]
+fn https_child() {
+    let Ok(host) = std::env::var("PODD_TEST_HOST") else {
+        return;
+    };
+    let (_dir, images) = store("unused", &[], |_| {});
+    println!(
+        "{:?}",
+        runtime().block_on(images.pull(&format!("{host}/no/such:image"), None))
+    );
+}
+
+/// Prints the time of pulls from `PODD_BENCH_IMAGE`, with the registry of the same host over plain HTTP, each into a
+/// new store below `TMPDIR`. Stores are deleted at the end: some file systems avoid inodes that were just freed.
 #[test]
 #[ignore = "a measurement; set PODD_BENCH_IMAGE=host:port/repository:tag"]
 fn pull_time() {
@@ -329,16 +373,21 @@ fn pull_time() {
         return;
     };
     let host = name.split('/').next().unwrap().to_owned();
-    for durability in [
-        podd_images::Durability::None,
-        podd_images::Durability::SyncFs,
-        podd_images::Durability::PerFile,
-    ] {
-        for _ in 0..3 {
-            let (_dir, images) = store(&host, &[format!("http://{host}")], |c| c.durability = durability);
+    let mut stores = Vec::new();
+    for durability in [Durability::None, Durability::SyncFs, Durability::PerFile] {
+        for _ in 0..5 {
+            let (dir, images) = store(&host, &[format!("http://{host}")], |c| c.durability = durability);
+            let before = cpu();
             let begin = Instant::now();
             runtime().block_on(images.pull(&name, None)).unwrap();
-            println!("{durability:?}: {:?}, {:?}", begin.elapsed(), images.usage());
+            println!("{durability:?}: {:?}, CPU {:?}", begin.elapsed(), cpu() - before);
+            stores.push(dir);
         }
     }
+}
+
+/// CPU time of this process.
+fn cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())
 }

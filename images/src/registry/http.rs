@@ -1,6 +1,7 @@
 //! One HTTP exchange: deadlines, redirects that never carry credentials elsewhere, and bounded bodies.
 //!
-//! Knows nothing of manifests, tokens or retries.
+//! Knows nothing of manifests, tokens or retries. The client follows the proxy variables of the environment
+//! (`HTTPS_PROXY`, `NO_PROXY`, …) and trusts the system's certificates (or `SSL_CERT_FILE`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -6,9 +6,7 @@
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    self, Advice, AtFlags, Dev, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{self, AtFlags, Dev, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::name::clean;
@@ -17,9 +15,6 @@ use super::{DISK_BLOCK, Unpacker, join};
 use crate::config::Durability;
 use crate::error::Error;
 use crate::tar::{Entry, Kind, TarReader, bad, printable};
-
-/// Write-back of a file starts after so many bytes, so that the flush before the commit finds little left to do.
-const WRITEBACK: u64 = 1 << 20;
 
 impl Unpacker {
     pub(super) fn directory(&mut self, parent: &[u8], base: &[u8], entry: &Entry) -> Result<(), Error> {
@@ -84,7 +79,7 @@ impl Unpacker {
         };
         self.inodes += 1;
         self.bytes += entry.size.div_ceil(DISK_BLOCK) * DISK_BLOCK;
-        let checksum = self.copy(&file, entry, tar, &path)?;
+        let checksum = copy(&file, tar, &path)?;
         if self.inherits_group || entry.uid != 0 || entry.gid != 0 {
             set_owner(file.as_fd(), entry, &path)?;
         }
@@ -98,41 +93,6 @@ impl Unpacker {
         self.sums
             .add(&path, entry.size, checksum)
             .map_err(|e| Error::store("write checksums of", printable(&path), e))
-    }
-
-    /// Writes the data of the current entry and returns its CRC-32.
-    fn copy<R: Read>(
-        &mut self,
-        file: &OwnedFd,
-        entry: &Entry,
-        tar: &mut TarReader<R>,
-        path: &[u8],
-    ) -> Result<u32, Error> {
-        let mut crc = flate2::Crc::new();
-        let mut pending = 0;
-        loop {
-            let mut data = tar.data()?;
-            if data.is_empty() {
-                break;
-            }
-            crc.update(data);
-            pending += data.len() as u64;
-            while !data.is_empty() {
-                match rustix::io::write(file, data) {
-                    Ok(n) => data = &data[n..],
-                    Err(Errno::INTR) => {}
-                    Err(e) => return Err(at("write", path, e)),
-                }
-            }
-            if pending >= 8 * WRITEBACK {
-                start_writeback(file);
-                pending = 0;
-            }
-        }
-        if entry.size >= WRITEBACK && pending > 0 {
-            start_writeback(file);
-        }
-        Ok(crc.sum())
     }
 
     pub(super) fn hard_link(&mut self, parent: &[u8], base: &[u8], entry: &Entry) -> Result<(), Error> {
@@ -265,8 +225,22 @@ pub(super) fn times((seconds, nanos): (i64, u32)) -> Timestamps {
     }
 }
 
-/// `POSIX_FADV_DONTNEED` on dirty pages starts their write-back without waiting (mm/fadvise.c) and keeps them.
-fn start_writeback(file: &OwnedFd) {
-    // Advice: failing to give it loses nothing.
-    let _ = fs::fadvise(file, 0, None, Advice::DontNeed);
+/// Writes the data of the current entry and returns its CRC-32.
+fn copy<R: Read>(file: &OwnedFd, tar: &mut TarReader<R>, path: &[u8]) -> Result<u32, Error> {
+    let mut crc = flate2::Crc::new();
+    loop {
+        let mut data = tar.data()?;
+        if data.is_empty() {
+            break;
+        }
+        crc.update(data);
+        while !data.is_empty() {
+            match rustix::io::write(file, data) {
+                Ok(n) => data = &data[n..],
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(at("write", path, e)),
+            }
+        }
+    }
+    Ok(crc.sum())
 }

@@ -187,13 +187,40 @@ pub fn wait_empty(dir: &std::path::Path) {
 pub struct Registry {
     child: Child,
     pub host: String,
+    /// Certificate of the authority, when it speaks TLS.
+    pub authority: Option<std::path::PathBuf>,
     _dir: tempfile::TempDir,
 }
 
 impl Registry {
     /// `None`, with the reason printed, where the program is not installed.
     pub fn start() -> Option<Registry> {
+        Registry::run(tempfile::tempdir().unwrap(), "", None)
+    }
+
+    /// The same with TLS, under an authority made for it.
+    pub fn start_tls() -> Option<Registry> {
         let dir = tempfile::tempdir().unwrap();
+        let script = "set -e; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key \
+             -out ca.crt -days 2 -subj /CN=test-authority; \
+             openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout s.key -out s.csr -subj /CN=test; \
+             printf 'subjectAltName=IP:127.0.0.1' > ext; \
+             openssl x509 -req -in s.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out s.crt -days 2 -extfile ext";
+        let made = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(dir.path())
+            .output();
+        if !made.is_ok_and(|o| o.status.success()) {
+            println!("skipped: openssl cannot make certificates here");
+            return None;
+        }
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let tls = format!(", tls: {{certificate: {}, key: {}}}", at("s.crt"), at("s.key"));
+        let authority = dir.path().join("ca.crt");
+        Registry::run(dir, &tls, Some(authority))
+    }
+
+    fn run(dir: tempfile::TempDir, tls: &str, authority: Option<std::path::PathBuf>) -> Option<Registry> {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -202,14 +229,11 @@ impl Registry {
         let host = format!("127.0.0.1:{port}");
         let config = dir.path().join("config.yml");
         let root = dir.path().join("data");
-        std::fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {host}}}\n",
-                root.display()
-            ),
-        )
-        .unwrap();
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {host}{tls}}}\n",
+            root.display()
+        );
+        std::fs::write(&config, text).unwrap();
         let child = Command::new("/usr/bin/docker-registry")
             .arg("serve")
             .arg(&config)
@@ -231,6 +255,7 @@ impl Registry {
         Some(Registry {
             child,
             host,
+            authority,
             _dir: dir,
         })
     }
