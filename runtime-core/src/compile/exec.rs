@@ -9,21 +9,30 @@ use oci_spec::runtime::Spec;
 /// Compiles an exec in the container that `spec` describes.
 ///
 /// It joins the namespaces of the container's first process by one setns(2) with its pidfd (Linux 5.8), then
-/// clones: a process is a member of a pid namespace only from birth.
+/// clones: a process is a member of a pid namespace only from birth. The cgroup namespace is joined last.
 ///
 /// # Errors
 /// The spec or the inputs cannot become a plan.
 pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
     let mut plan = PlanBuf::new();
     process::oom_score(&mut plan, process::of(spec)?)?;
+    let layout = Layout::of(spec)?;
     plan.push(&Step::Join {
         slot: slot::TARGET,
-        namespaces: Layout::of(spec)?.all(),
+        namespaces: layout.all() & !layout.cgroup(),
     });
     plan.push(&Step::Clone {
         namespaces: 0,
         into_cgroup: inputs.process.into_cgroup,
     });
+    if layout.cgroup() != 0 {
+        // Not before: where cgroup2 is mounted with nsdelegate, as systemd does, a process in a cgroup namespace
+        // cannot move, nor be born, across its border, and this one comes from podinit's cgroup (ENOENT).
+        plan.push(&Step::Join {
+            slot: slot::TARGET,
+            namespaces: layout.cgroup(),
+        });
+    }
     plan.push(&Step::NewSession);
     if inputs.terminal {
         plan.push(&Step::Console);

@@ -105,14 +105,18 @@ impl Layout {
 
     /// What a process has to enter to be in the container: everything that is not the host's.
     pub fn all(&self) -> Namespaces {
-        let cgroup = if self.cgroup {
+        self.joined
+            .iter()
+            .fold(self.cloned | self.cgroup(), |all, (_, bit)| all | bit)
+    }
+
+    /// The container's cgroup namespace, where it has one.
+    pub fn cgroup(&self) -> Namespaces {
+        if self.cgroup {
             Namespaces::from(sys::CLONE_NEWCGROUP)
         } else {
             0
-        };
-        self.joined
-            .iter()
-            .fold(self.cloned | cgroup, |all, (_, bit)| all | bit)
+        }
     }
 
     /// The steps that join what is the pod's.

@@ -295,8 +295,9 @@ fn an_exec_joins_the_container_and_waits_for_nobody() {
         },
     };
     let expected = r#"OomScoreAdj(900)
-Join { slot: 11, namespaces: 1845624832 }
+Join { slot: 11, namespaces: 1812070400 }
 Clone { namespaces: 0, into_cgroup: true }
+Join { slot: 11, namespaces: 33554432 }
 NewSession
 Rlimit { resource: 7, soft: 1024, hard: 524288 }
 Identity { user: Id(0), group: Id(0), groups: [], policy: Strict }
