@@ -28,17 +28,37 @@ pub(crate) enum Root {
 /// Mounts the layers at the nest's /rootfs.
 pub(crate) fn overlay(lowers: &[&CStr], base: &CStr, upper: &CStr, work: &CStr) -> Outcome<Root> {
     rustix::process::chdir(base).about(base.to_bytes())?;
-    let attached = match overlay_by_fd(lowers, upper, work) {
-        // Before 6.5 there is no lowerdir+, and one fsconfig string holds 255 bytes: too few for a list of layers.
+    // Before 6.5 there is no lowerdir+, and one fsconfig string holds 255 bytes: too few for a list of layers. Such a
+    // kernel is not asked, as it would complain in its log about every container.
+    let attached = if kernel_is_before(6, 5) {
+        Err(Errno::INVAL)
+    } else {
+        overlay_by_fd(lowers, upper, work)
+    };
+    match attached {
         Err(Errno::INVAL) => overlay_by_string(lowers, upper, work),
         other => other,
-    };
-    attached.about("overlay")?;
+    }
+    .about("overlay")?;
     rustix::process::chdir(c"/").about("/")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, MOUNT_POINT, flags, Mode::empty())
         .map(Root::At)
         .about(MOUNT_POINT.to_bytes())
+}
+
+fn kernel_is_before(major: u32, minor: u32) -> bool {
+    let name = rustix::system::uname();
+    let mut numbers = name
+        .release()
+        .to_bytes()
+        .split(|byte| !byte.is_ascii_digit())
+        .map_while(|digits| core::str::from_utf8(digits).ok()?.parse::<u32>().ok());
+    let version = (
+        numbers.next().unwrap_or(u32::MAX),
+        numbers.next().unwrap_or(u32::MAX),
+    );
+    version < (major, minor)
 }
 
 fn overlay_by_fd(lowers: &[&CStr], upper: &CStr, work: &CStr) -> rustix::io::Result<()> {
