@@ -9,6 +9,7 @@ extern crate alloc;
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("podd runs on Linux on x86_64");
 
+pub mod bpf;
 pub mod clone;
 pub mod exec;
 pub mod fdpass;
