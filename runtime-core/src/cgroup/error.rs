@@ -85,6 +85,31 @@ pub enum CgroupError {
         /// Why not.
         reason: &'static str,
     },
+    /// A rule about devices cannot be expressed.
+    #[error("device rule {rule}: {reason}")]
+    DeviceRule {
+        /// The rule as people write it.
+        rule: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The kernel cannot restrict access to devices, or does not let podd do so.
+    #[error(
+        "access of containers to devices cannot be restricted, so that only privileged ones can run: \
+         the kernel needs CONFIG_CGROUP_BPF, and podd CAP_SYS_ADMIN in the initial user namespace"
+    )]
+    NoDeviceControl(#[source] Errno),
+    /// The program made of rules about devices was refused.
+    #[error("load the program that restricts access to devices")]
+    LoadDevices(#[source] Errno),
+    /// Rules about devices cannot be put on a cgroup.
+    #[error("restrict access to devices in cgroup {path}")]
+    AttachDevices {
+        /// Which.
+        path: CgroupPath,
+        /// Why.
+        source: Errno,
+    },
     /// Processes are still there.
     #[error("cgroup {0} still has processes")]
     Deadline(CgroupPath),

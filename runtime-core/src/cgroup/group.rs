@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::limits::{Limits, Phase, Write};
 use super::root::{children, controllers_of};
-use super::{CgroupError, CgroupPath, CgroupRoot, Controllers, files};
+use super::{CgroupError, CgroupPath, CgroupRoot, Controllers, DeviceProgram, files};
 
 /// Counters of memory.events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -211,6 +211,20 @@ impl Cgroup {
             Err(Errno::NOENT) if write.asks_nothing => Ok(()),
             other => other.map_err(|source| self.write_error(&write.file, &value, source)),
         }
+    }
+
+    /// Lets the processes here and below use only the devices that the program allows, until the cgroup is removed.
+    /// To be called once, before there is a process: what is open already stays so.
+    ///
+    /// # Errors
+    /// The kernel refuses, for instance because a cgroup above has a program that suffers no other.
+    pub fn restrict_devices(&self, program: &DeviceProgram) -> Result<(), CgroupError> {
+        sys::bpf::attach_cgroup_device(self.dir(), program.fd()).map_err(|source| {
+            CgroupError::AttachDevices {
+                path: self.path.clone(),
+                source,
+            }
+        })
     }
 
     /// Removes this cgroup with everything below it; see [`CgroupRoot::remove`].

@@ -1,9 +1,10 @@
-//! cgroup v2: directories, limits, kill and wait.
+//! cgroup v2: directories, limits, devices, kill and wait.
 //!
 //! Owns the files below one cgroup2 mount, or below a part of it that was given to podd. Everything is opened
 //! beneath that directory's descriptor; no path is used twice. Knows neither pods nor drivers: who asks for
 //! systemd's consent does so before it comes here. The law is Documentation/admin-guide/cgroup-v2.rst.
 
+mod devices;
 mod error;
 mod files;
 mod group;
@@ -14,6 +15,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+pub use devices::{DeviceControl, DeviceProgram, DeviceRules};
 pub use error::CgroupError;
 pub use group::{Cgroup, MemoryEvents};
 pub use limits::{Limits, Phase, weight_of_shares};
