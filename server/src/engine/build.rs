@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use podd_images::Image;
-use runtime_core::cgroup::Limits;
+use runtime_core::cgroup::{DeviceProgram, DeviceRules, Limits};
 use runtime_core::compile::{self, ContainerInputs, ExecInputs, Identity, ProcessInputs, RootLayers, Who};
 use runtime_core::plan::{FileKind, GroupsPolicy};
 use runtime_core::pod::Volumes;
@@ -38,6 +38,8 @@ pub struct Build {
     pub encoded: Vec<u8>,
     /// Limits of the container's cgroup.
     pub limits: Limits,
+    /// What the container's cgroup allows of devices; everything without one.
+    pub devices: Option<DeviceProgram>,
     /// Where podinit records the exit.
     pub directory: OwnedFd,
     /// The log file, where the request has one.
@@ -78,6 +80,7 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
     };
     let encoded = compile::container(&built.spec, &inputs).map_err(NativeError::from)?;
     let limits = limits(&built.spec)?;
+    let devices = device_program(engine, &built.spec)?;
     let execs = ExecBase {
         spec: built.spec,
         env: built.env,
@@ -88,6 +91,7 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         plan: plans::seal(&encoded)?,
         encoded,
         limits,
+        devices,
         directory: open_directory(&directory)?,
         log: container.record.log_path.as_deref().map(open_log).transpose()?,
         volumes,
@@ -159,6 +163,14 @@ fn limits(spec: &Spec) -> Result<Limits, EngineError> {
         Some(resources) => Ok(Limits::from_oci(resources).map_err(NativeError::from)?),
         None => Ok(Limits::default()),
     }
+}
+
+/// The program for the spec's rules about devices; a spec without rules denies all.
+fn device_program(engine: &Engine, spec: &Spec) -> Result<Option<DeviceProgram>, NativeError> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().as_ref());
+    let rules = DeviceRules::from_oci(rules.map_or(&[], Vec::as_slice))?;
+    Ok(engine.native.devices.program(&rules)?)
 }
 
 /// Opens the volumes of a spec through a disposable process; nothing is started where there are none.

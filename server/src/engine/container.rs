@@ -77,6 +77,10 @@ pub async fn create(
     })
     .await?;
     cgroup.check(&built.limits).map_err(NativeError::from)?;
+    // Before there is a process: the stage only makes nodes, which every set of rules allows, and uses a terminal.
+    if let Some(program) = &built.devices {
+        cgroup.restrict_devices(program).map_err(NativeError::from)?;
+    }
     launch(engine, &keeper, container, &cgroup, built, undo).await
 }
 

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use podd_images::LayerHold;
 use podd_netplug::{NetConfig, Network};
-use runtime_core::cgroup::{CgroupPath, CgroupRoot};
+use runtime_core::cgroup::{CgroupPath, CgroupRoot, DeviceControl, DeviceRules};
 use runtime_core::pod::Programs;
 
 use super::build::{ExecBases, Filters};
 use super::keeper::Keeper;
 use crate::config::{self, CgroupDriver, Config, Subnet, SubnetSource};
 use crate::model::{CgroupParent, ContainerId, PodId};
-use crate::spec::HostFacts;
+use crate::spec::{HostFacts, devices};
 use crate::state::record::ProcessRef;
 
 pub use super::native_error::{Kind, NativeError};
@@ -57,6 +57,8 @@ pub struct Native {
     pub(super) programs: Arc<Programs>,
     /// The cgroup hierarchy.
     pub(super) cgroups: CgroupRoot,
+    /// What the kernel can do about devices of containers.
+    pub(super) devices: DeviceControl,
     /// The pod network.
     pub(super) network: Network,
     /// Facts of the node that specs are made of.
@@ -95,10 +97,12 @@ impl Native {
                 operation: "look at this host",
                 source,
             })?;
-            Ok((programs, CgroupRoot::open(&root)?, host))
+            let devices = DeviceControl::probe(DeviceRules::from_oci(&devices::usual_rules())?);
+            Ok((programs, CgroupRoot::open(&root)?, devices, host))
         };
         let opened = tokio::task::spawn_blocking(host).await;
-        let (programs, cgroups, host) = opened.map_err(|_| NativeError::Panicked("probing the host"))??;
+        let (programs, cgroups, devices, host) =
+            opened.map_err(|_| NativeError::Panicked("probing the host"))??;
         let network = Network::open(network_config(&config.network)).await?;
         Ok(Self {
             driver,
@@ -109,6 +113,7 @@ impl Native {
                 .map_err(NativeError::CgroupPath)?,
             programs: Arc::new(programs),
             cgroups,
+            devices,
             network,
             host,
             filters: Filters::default(),
@@ -147,7 +152,9 @@ impl Native {
     /// # Errors
     /// A sentence for an operator.
     pub fn runtime_ready(&self) -> Result<(), String> {
-        self.cgroups.controllers().map(drop).map_err(|e| e.to_string())
+        self.cgroups.controllers().map_err(|e| e.to_string())?;
+        // Nothing but privileged containers could be run: better that pods go to another node.
+        self.devices.available().map_err(|e| e.to_string())
     }
 
     /// Whether pods can be given a network now, or why not.

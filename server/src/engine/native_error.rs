@@ -157,8 +157,11 @@ fn of_io(e: &io::Error) -> Kind {
 
 fn cgroup(e: &CgroupError) -> Kind {
     match e {
-        CgroupError::MissingController { .. } => Kind::FailedPrecondition,
-        CgroupError::Limit { .. } | CgroupError::Path(_) | CgroupError::TooDeep(_) => Kind::InvalidArgument,
+        CgroupError::MissingController { .. } | CgroupError::NoDeviceControl(_) => Kind::FailedPrecondition,
+        CgroupError::DeviceRule { .. }
+        | CgroupError::Limit { .. }
+        | CgroupError::Path(_)
+        | CgroupError::TooDeep(_) => Kind::InvalidArgument,
         CgroupError::Deadline(_) => Kind::DeadlineExceeded,
         _ => Kind::Internal,
     }

@@ -146,8 +146,26 @@ pub(super) fn rules(inputs: &Inputs<'_>) -> Vec<LinuxDeviceCgroup> {
     if inputs.container.security.privileged {
         return vec![rule(true, None, None, None, "rwm")];
     }
+    let mut rules = usual_rules();
+    rules.extend(inputs.devices.iter().map(|found| {
+        let node = &found.node;
+        rule(
+            true,
+            Some(node.typ()),
+            Some(node.major()),
+            Some(node.minor()),
+            &found.permissions,
+        )
+    }));
+    rules
+}
+
+/// The rules of a container that is not privileged and asks for no device. Making nodes stays allowed in all that
+/// are built on these: the stage does so under them.
+#[must_use]
+pub fn usual_rules() -> Vec<LinuxDeviceCgroup> {
     let (c, b) = (Some(LinuxDeviceType::C), Some(LinuxDeviceType::B));
-    let mut rules = vec![
+    vec![
         rule(false, None, None, None, "rwm"),
         rule(true, c, None, None, "m"),
         rule(true, b, None, None, "m"),
@@ -160,18 +178,7 @@ pub(super) fn rules(inputs: &Inputs<'_>) -> Vec<LinuxDeviceCgroup> {
         rule(true, c, Some(5), Some(1), "rwm"),
         rule(true, c, Some(5), Some(2), "rwm"),
         rule(true, c, Some(136), None, "rwm"),
-    ];
-    rules.extend(inputs.devices.iter().map(|found| {
-        let node = &found.node;
-        rule(
-            true,
-            Some(node.typ()),
-            Some(node.major()),
-            Some(node.minor()),
-            &found.permissions,
-        )
-    }));
-    rules
+    ]
 }
 
 fn rule(
