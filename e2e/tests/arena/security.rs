@@ -6,12 +6,13 @@ use podd_e2e::cri;
 use podd_proto::v1 as pb;
 use tonic::Code;
 
-use crate::case::{Env, Pod, cases, contains, equal, field, refused};
+use crate::case::{Env, Pod, cases, contains, equal, field, refused, skip};
 
 cases!("security":
     default_capabilities, capabilities_added_and_dropped, seccomp_filter, seccomp_forbids, unconfined, no_new_privs,
     user_and_groups, user_by_name, strict_groups, group_alone_is_refused, masked_paths, readonly_paths,
     read_only_root, privileged, privileged_needs_a_privileged_pod, open_file_limit, devices_of_a_container,
+    devices_not_asked_for, device_to_read, device_when_privileged, device_of_the_terminal,
     cgroup_is_seen_as_root, nothing_of_podd_is_open, host_proc_is_not_writable);
 
 /// `/proc/self/status` of a container.
@@ -300,6 +301,93 @@ fn devices_of_a_container(env: &mut Env<'_>) -> Result<()> {
         ensure!(!out.contains(forbidden), "{name} are in /dev: {out}");
     }
     contains("contents", &out, "00 00 00 00\n1\nfull\n/proc/self/fd\n666")?;
+    pod.remove()
+}
+
+/// Makes a node and says `opened`, or what the kernel says instead. A subshell: a failed redirection ends it.
+const OPEN_NODE: &str =
+    "try() { n=/tmp/$1$2.$3; mknod $n $1 $2 $3 && ( : <$n ) 2>&1 && echo opened $1 $2 $3; }";
+
+fn devices_not_asked_for(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("access")?);
+    // Without a rule the kernel says so before it asks whether there is such a device.
+    let script = format!("{OPEN_NODE}; try c 1 3; try b 254 0; try c 1 1; try c 10 200; true");
+    let check = |out: &str| {
+        contains("the null device under another name", out, "opened c 1 3")?;
+        equal("devices", out.matches("opened ").count(), 1)?;
+        equal("refused", out.matches("Operation not permitted").count(), 3)
+    };
+    check(&pod.output(&cri::shell("c", &script))?)?;
+    let mut config = cri::shell("all-capabilities", &script);
+    cri::security(&mut config).capabilities = capabilities(&["ALL"], &[]);
+    check(&pod.output(&config)?)?;
+    let id = pod.started(&cri::shell("exec", "sleep 1000"))?;
+    check(&cri.sh(&id, &script)?)?;
+    let usual =
+        "for d in null zero full random urandom; do ( : </dev/$d ) && ( : >/dev/$d ) && echo $d; done";
+    let out = pod.output(&cri::shell("usual", usual))?;
+    equal(
+        "usual devices",
+        out.as_str(),
+        "null\nzero\nfull\nrandom\nurandom\n",
+    )?;
+    pod.remove()
+}
+
+const TUN: &str = "/dev/net/tun";
+
+fn device_to_read(env: &mut Env<'_>) -> Result<()> {
+    if !std::path::Path::new(TUN).exists() {
+        return skip("this host has no /dev/net/tun");
+    }
+    let pod = env.pod("read")?;
+    let script = format!("( : <{TUN} ) && echo read; ( : >{TUN} ) 2>&1 && echo write; true");
+    for (permissions, read, write) in [("r", true, false), ("w", false, true), ("rwm", true, true)] {
+        let mut config = cri::shell(permissions, &script);
+        config.devices = vec![pb::Device {
+            container_path: TUN.to_owned(),
+            host_path: TUN.to_owned(),
+            permissions: permissions.to_owned(),
+        }];
+        let out = pod.output(&config)?;
+        equal(
+            permissions,
+            (out.contains("read\n"), out.contains("write\n")),
+            (read, write),
+        )?;
+        equal("refused", out.contains("Operation not permitted"), read && !write)?;
+    }
+    pod.remove()
+}
+
+fn device_when_privileged(env: &mut Env<'_>) -> Result<()> {
+    if !std::path::Path::new(TUN).exists() {
+        return skip("this host has no /dev/net/tun");
+    }
+    let pod = Pod::run(&env.cri()?, privileged_pod())?;
+    let mut config = cri::shell(
+        "c",
+        &format!("{OPEN_NODE}; try c 10 200; ( : <{TUN} ) && echo its own"),
+    );
+    cri::security(&mut config).privileged = true;
+    equal(
+        "devices",
+        pod.output(&config)?.as_str(),
+        "opened c 10 200\nits own\n",
+    )?;
+    pod.remove()
+}
+
+fn device_of_the_terminal(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("terminal")?;
+    let mut config = cri::shell(
+        "c",
+        "echo said >/dev/tty; ( : <>/dev/ptmx ) && ( : <>/dev/console ) && echo opened",
+    );
+    config.tty = true;
+    let out = pod.output(&config)?;
+    contains("terminal", &out, "said")?;
+    contains("terminal", &out, "opened")?;
     pod.remove()
 }
 
