@@ -225,7 +225,8 @@ fn info(value: &serde_json::Value) -> HashMap<String, String> {
     [("info".to_owned(), value.to_string())].into()
 }
 
-fn pod_metadata(metadata: &PodMetadata) -> v1::PodSandboxMetadata {
+/// A pod's name as the kubelet gave it.
+pub(super) fn pod_metadata(metadata: &PodMetadata) -> v1::PodSandboxMetadata {
     v1::PodSandboxMetadata {
         name: metadata.name.clone(),
         uid: metadata.uid.clone(),
@@ -234,7 +235,8 @@ fn pod_metadata(metadata: &PodMetadata) -> v1::PodSandboxMetadata {
     }
 }
 
-fn metadata(container: &Container) -> v1::ContainerMetadata {
+/// A container's name as the kubelet gave it.
+pub(super) fn metadata(container: &Container) -> v1::ContainerMetadata {
     let metadata = &container.config.metadata;
     v1::ContainerMetadata {
         name: metadata.name.clone(),
@@ -258,7 +260,8 @@ fn image_spec(image: &ImageSpec) -> v1::ImageSpec {
     }
 }
 
-fn map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+/// Labels or annotations.
+pub(super) fn map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
     map.iter()
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()

@@ -30,6 +30,23 @@ pub fn container(filter: &v1::ContainerFilter, container: &Container) -> bool {
         && labels(&filter.label_selector, &container.config.labels)
 }
 
+/// Whether a filter for statistics lets a pod through.
+#[must_use]
+pub fn pod_stats(filter: &v1::PodSandboxStatsFilter, pod: &Pod) -> bool {
+    pod.is_listed()
+        && id(&filter.id, pod.record.id.as_str())
+        && labels(&filter.label_selector, &pod.config.labels)
+}
+
+/// Whether a filter for statistics lets a container through.
+#[must_use]
+pub fn container_stats(filter: &v1::ContainerStatsFilter, container: &Container) -> bool {
+    container.is_listed()
+        && id(&filter.id, container.record.id.as_str())
+        && id(&filter.pod_sandbox_id, container.record.pod.as_str())
+        && labels(&filter.label_selector, &container.config.labels)
+}
+
 /// An empty filter passes all; the beginning of an id is enough, as for every other call.
 fn id(wanted: &str, id: &str) -> bool {
     id.starts_with(wanted)

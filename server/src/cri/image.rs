@@ -94,7 +94,7 @@ pub fn fs_info(engine: &Arc<Engine>) -> v1::ImageFsInfoResponse {
 
 /// Where images and containers are kept. On one file system, as long as nobody mounted another below the state
 /// directory, both have one name: the kubelet takes two names for two file systems to be watched apart.
-fn mountpoints(engine: &Engine) -> (String, String) {
+pub(super) fn mountpoints(engine: &Engine) -> (String, String) {
     let (images, containers) = (engine.images.layers_dir(), engine.state.records().pods_dir());
     let device = |path: &Path| path.metadata().ok().map(|m| m.dev());
     let state_dir = &engine.config.state_dir;

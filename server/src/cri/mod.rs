@@ -12,6 +12,7 @@ pub mod image;
 pub mod layers;
 pub mod pod;
 pub mod request;
+pub mod stats;
 pub mod version_status;
 
 use std::pin::Pin;
@@ -238,48 +239,60 @@ impl RuntimeService for Cri {
 
     async fn container_stats(
         &self,
-        _: Request<v1::ContainerStatsRequest>,
+        r: Request<v1::ContainerStatsRequest>,
     ) -> Result<Response<v1::ContainerStatsResponse>, Status> {
-        unimplemented("ContainerStats")
+        answer(stats::container(&self.engine, &r.into_inner()).await)
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        r: Request<v1::ListContainerStatsRequest>,
     ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
-        unimplemented("ListContainerStats")
+        let stats = stats::list_containers(&self.engine, r.into_inner().filter).await;
+        answer(stats.map(|stats| v1::ListContainerStatsResponse { stats }))
     }
 
     type StreamContainerStatsStream = Messages<v1::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        r: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        unimplemented("StreamContainerStats")
+        let stats = stats::list_containers(&self.engine, r.into_inner().filter).await;
+        answer(stats.map(|stats| {
+            in_parts(stats, |container_stats| v1::StreamContainerStatsResponse {
+                container_stats,
+            })
+        }))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<v1::PodSandboxStatsRequest>,
+        r: Request<v1::PodSandboxStatsRequest>,
     ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        unimplemented("PodSandboxStats")
+        answer(stats::pod(&self.engine, &r.into_inner()).await)
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        r: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        unimplemented("ListPodSandboxStats")
+        let stats = stats::list_pods(&self.engine, r.into_inner().filter).await;
+        answer(stats.map(|stats| v1::ListPodSandboxStatsResponse { stats }))
     }
 
     type StreamPodSandboxStatsStream = Messages<v1::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        r: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        unimplemented("StreamPodSandboxStats")
+        let stats = stats::list_pods(&self.engine, r.into_inner().filter).await;
+        answer(stats.map(|stats| {
+            in_parts(stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse {
+                pod_sandbox_stats,
+            })
+        }))
     }
 
     async fn checkpoint_container(

@@ -19,7 +19,9 @@ mod plans;
 pub mod pod;
 pub mod pods;
 mod reconcile;
+pub mod stats;
 pub mod undo;
+mod writable;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -139,6 +141,7 @@ pub struct Engine {
     pub(super) running_pods: Inflight<PodMetadata, PodId, EngineError>,
     pub(super) running_containers: Inflight<(PodId, ContainerMetadata), ContainerId, EngineError>,
     pub(super) acts: Inflight<Act, (), EngineError>,
+    pub(super) stats: stats::Stats,
 }
 
 impl Engine {
@@ -164,6 +167,7 @@ impl Engine {
             running_pods: Inflight::default(),
             running_containers: Inflight::default(),
             acts: Inflight::default(),
+            stats: stats::Stats::default(),
         });
         engine.reconcile(&found).await.map_err(OpenError::Reconcile)?;
         let images = engine.images.clone();
