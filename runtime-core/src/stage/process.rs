@@ -106,13 +106,7 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// gets, the ambient set what others get. Until then CAP_SYS_ADMIN stays for the seccomp filter, so that nothing
 /// but `execve` happens under it.
 pub(crate) fn become_user(identity: &Identity, caps: Caps) -> Outcome {
-    for cap in (0..64).filter(|cap| caps.bounding & 1 << cap == 0) {
-        match set_privilege(Privilege::DropBounding(cap)) {
-            Ok(()) => {}
-            Err(Errno::INVAL) => break,
-            Err(errno) => return Err(errno).about("capability bounding set"),
-        }
-    }
+    drop_bounding(!caps.bounding)?;
     own_stdio(identity.uid)?;
     set_privilege(Privilege::KeepCapabilities(true)).about("capabilities")?;
     set_identity(identity.uid, identity.gid, &identity.groups)
@@ -128,6 +122,28 @@ pub(crate) fn become_user(identity: &Identity, caps: Caps) -> Outcome {
         set_privilege(Privilege::RaiseAmbient(cap)).about("ambient capabilities")?;
     }
     Ok(())
+}
+
+fn drop_bounding(caps: u64) -> Outcome {
+    for cap in (0..64).filter(|cap| caps & 1 << cap != 0) {
+        match set_privilege(Privilege::DropBounding(cap)) {
+            Ok(()) => {}
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno).about("capability bounding set"),
+        }
+    }
+    Ok(())
+}
+
+/// Gives up every privilege, for a process that only waits.
+pub(crate) fn become_nobody() -> Outcome {
+    const NOBODY: u32 = 65534;
+    drop_bounding(u64::MAX)?;
+    set_identity(NOBODY, NOBODY, &[]).about("user nobody")?;
+    set_capabilities(0, 0, 0).about("capabilities")?;
+    set_privilege(Privilege::NoNewPrivileges).about("no_new_privs")?;
+    // A change of user resets it to fs.suid_dumpable.
+    set_privilege(Privilege::Dumpable(false)).about("dumpable")
 }
 
 /// Gives the application its pipes and terminal, so that it can open /dev/stdout again as any user.

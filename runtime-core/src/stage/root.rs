@@ -8,8 +8,9 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, open_tree,
+    unmount,
 };
 use sys::mount::{Change, set_attributes};
 
@@ -45,6 +46,24 @@ pub(crate) fn overlay(lowers: &[&CStr], base: &CStr, upper: &CStr, work: &CStr) 
     openat(CWD, MOUNT_POINT, flags, Mode::empty())
         .map(Root::At)
         .about(MOUNT_POINT.to_bytes())
+}
+
+/// Exchanges the nest for its empty directory, in a mount namespace of this process alone.
+pub(crate) fn leave_nest() -> Outcome {
+    sys::clone::unshare(sys::clone::flag::NEWNS).about("unshare")?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let empty = open_tree(CWD, MOUNT_POINT, flags).about(MOUNT_POINT.to_bytes())?;
+    move_mount(
+        &empty,
+        c"",
+        CWD,
+        MOUNT_POINT,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .about(MOUNT_POINT.to_bytes())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, MOUNT_POINT, flags, Mode::empty()).about(MOUNT_POINT.to_bytes())?;
+    Root::At(root).pivot()
 }
 
 fn kernel_is_before(major: u32, minor: u32) -> bool {
