@@ -275,7 +275,8 @@ pub async fn kill(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<Ki
         )
         .await
     {
-        Ok(_) => Ok(Killed::WillReport),
+        // Silent for now: the kernel has killed what is in the cgroup, and the report comes when the log's disk does.
+        Ok(_) | Err(NativeError::PodinitSilent { .. }) => Ok(Killed::WillReport),
         Err(NativeError::PodinitGone) => Ok(Killed::Unseen),
         Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(ESRCH) => {
             let tasks = keeper.tasks().await?;

@@ -23,6 +23,12 @@ pub const POD_HANDLE: u32 = 0;
 /// Handles of execs begin here; podd chooses them anew after a restart, above those that still run.
 const FIRST_EXEC: u32 = 0x8000_0000;
 
+/// How long podinit may take to answer. Its loop waits for nothing but log files: one that hangs must not hang podd.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The same for starting a process, which waits for a stage; callers may have less patience.
+const LAUNCH: Duration = Duration::from_secs(300);
+
 /// How podinit knows a container.
 #[must_use]
 pub fn container_handle(number: u32) -> u32 {
@@ -141,6 +147,11 @@ impl Keeper {
     ) -> Result<Reply, NativeError> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let operation = name(&request);
+        let patience = if matches!(request, Request::Launch { .. }) {
+            LAUNCH
+        } else {
+            ANSWER
+        };
         let (sender, receiver) = oneshot::channel();
         let waiting = lock(&self.pending)
             .as_mut()
@@ -150,16 +161,21 @@ impl Keeper {
             keeper: self,
             sequence,
         };
-        self.send(
-            &RequestFrame {
-                sequence,
-                handle,
-                request,
-            },
-            fds,
-        )
-        .await?;
-        let RawReply { errno, reply } = receiver.await.map_err(|_| NativeError::PodinitGone)?;
+        let frame = RequestFrame {
+            sequence,
+            handle,
+            request,
+        };
+        let exchange = async {
+            self.send(&frame, fds).await?;
+            receiver.await.map_err(|_| NativeError::PodinitGone)
+        };
+        let replied = tokio::time::timeout(patience, exchange).await;
+        let silent = |_| NativeError::PodinitSilent {
+            operation,
+            waited: patience,
+        };
+        let RawReply { errno, reply } = replied.map_err(silent)??;
         if errno == 0 {
             return Ok(reply);
         }

@@ -86,6 +86,14 @@ pub enum NativeError {
     /// podinit is not there.
     #[error("podinit of the pod is gone: stop and remove the pod")]
     PodinitGone,
+    /// podinit does not answer.
+    #[error("podinit did not {operation} within {} s: the disk of its log files may hang", waited.as_secs())]
+    PodinitSilent {
+        /// What was asked, in the imperative.
+        operation: &'static str,
+        /// How long was waited.
+        waited: std::time::Duration,
+    },
     /// podinit refused.
     #[error("podinit could not {operation}")]
     Podinit {
@@ -129,9 +137,10 @@ impl NativeError {
             }
             Self::Cgroup(e) => cgroup(e),
             Self::Network(e) => network(e),
-            Self::Volume(VolumeError::Hangs { .. }) | Self::ExecTimeout(_) | Self::CreateTimeout(_) => {
-                Kind::DeadlineExceeded
-            }
+            Self::PodinitSilent { .. }
+            | Self::Volume(VolumeError::Hangs { .. })
+            | Self::ExecTimeout(_)
+            | Self::CreateTimeout(_) => Kind::DeadlineExceeded,
             Self::Volume(VolumeError::Open { .. }) => Kind::FailedPrecondition,
             Self::PodinitGone => Kind::FailedPrecondition,
             Self::File { source, .. }
