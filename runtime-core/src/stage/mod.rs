@@ -285,12 +285,15 @@ impl Stage {
     /// The end of a pod's namespace helper: it keeps the namespaces alive while podinit opens them, or stays as
     /// pid 1 of the pod's pid namespace and reaps the orphans of all containers. As such it is in reach of any
     /// container with CAP_SYS_PTRACE: it keeps no file system and no privilege that could be had through it.
-    fn hold(&self) -> Outcome {
+    fn hold(&mut self) -> Outcome {
         if rustix::process::getpid().is_init() {
             root::leave_nest()?;
             process::become_nobody()?;
         }
         self.report(&Report::Ready(Identity::default()), &[])?;
+        // Nothing more is said, and nobody who gets at this process may speak to podinit.
+        let null = sys::rt::stdio()[0];
+        rustix::io::dup3(null, &mut self.sync, rustix::io::DupFlags::CLOEXEC).about("sync socket")?;
         let _ = rustix::thread::set_name(c"podd-pod");
         sys::signal::set_blocked(sys::signal::SignalSet::ALL).about("signals")?;
         loop {
