@@ -16,7 +16,7 @@ use super::keeper::{Keeper, container_handle};
 use super::native::NativeError;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans};
-use crate::model::{ContainerId, StopSignal};
+use crate::model::StopSignal;
 use crate::state::record::Identity;
 use crate::state::store::{Container, Pod};
 
@@ -61,11 +61,7 @@ pub async fn create(
         holder.native.release(&id);
         Ok::<_, NativeError>(())
     });
-    let parent = engine
-        .native
-        .pod_cgroup(&pod.record.id, pod.config.cgroup_parent.as_ref())?
-        .0;
-    let cgroup = make_cgroup(engine, &parent, id, undo).await?;
+    let cgroup = make_cgroup(engine, engine.native.container_cgroup(pod, &id)?, undo).await?;
 
     let (to_build, image, at) = (
         Arc::clone(engine),
@@ -86,11 +82,9 @@ pub async fn create(
 
 async fn make_cgroup(
     engine: &Arc<Engine>,
-    parent: &CgroupPath,
-    id: ContainerId,
+    path: CgroupPath,
     undo: &mut Undo,
 ) -> Result<Cgroup, EngineError> {
-    let path = parent.join(id.as_str()).map_err(NativeError::CgroupPath)?;
     let (root, wait) = (engine.native.cgroups.clone(), engine.kill_wait());
     let (undo_root, undo_path) = (root.clone(), path.clone());
     undo.push_blocking("remove the container's cgroup", move || {

@@ -87,13 +87,18 @@ pub fn nanos(time: u64) -> i64 {
 
 /// The container's cgroup, if it still exists. Blocks.
 ///
+/// A container that was being made when podd died has it too, though its record does not name it yet.
+///
 /// # Errors
 /// It cannot be opened.
 pub fn find_cgroup(engine: &Engine, container: &Container) -> Result<Option<Cgroup>, EngineError> {
     use super::native::NativeError;
-    let Some(path) = &container.record.cgroup else {
-        return Ok(None);
+    let path = match &container.record.cgroup {
+        Some(path) => path.parse().map_err(NativeError::CgroupPath)?,
+        None => match engine.snapshot().pod(&container.record.pod) {
+            Some(pod) => engine.native.container_cgroup(pod, &container.record.id)?,
+            None => return Ok(None),
+        },
     };
-    let path = path.parse().map_err(NativeError::CgroupPath)?;
     Ok(engine.native.cgroups.find(&path).map_err(NativeError::from)?)
 }

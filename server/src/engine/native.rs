@@ -15,6 +15,7 @@ use crate::config::{self, CgroupDriver, Config, Subnet, SubnetSource};
 use crate::model::{CgroupParent, ContainerId, PodId};
 use crate::spec::{HostFacts, devices};
 use crate::state::record::ProcessRef;
+use crate::state::store::Pod;
 
 pub use super::native_error::{Kind, NativeError};
 
@@ -197,6 +198,12 @@ impl Native {
             Some(CgroupParent::Path(path)) => Ok((path.parse().map_err(NativeError::CgroupPath)?, false)),
             Some(CgroupParent::Slice(slice)) => Err(NativeError::CgroupShape(slice.clone())),
         }
+    }
+
+    /// Where a container's cgroup is, within its pod's.
+    pub(super) fn container_cgroup(&self, pod: &Pod, id: &ContainerId) -> Result<CgroupPath, NativeError> {
+        let (parent, _) = self.pod_cgroup(&pod.record.id, pod.config.cgroup_parent.as_ref())?;
+        parent.join(id.as_str()).map_err(NativeError::CgroupPath)
     }
 
     /// Where a pod's podinit listens.
