@@ -13,7 +13,7 @@ use runtime_core::pod::{self, TaskPhase, TaskState};
 use super::keeper::{Keeper, container_handle};
 use super::native::NativeError;
 use super::{Engine, EngineError, blocking, exits, plans};
-use crate::model::PodId;
+use crate::model::{ContainerId, PodId};
 use crate::state::phase::{ContainerEvent, ContainerPhase, PodPhase};
 use crate::state::record::ProcessRef;
 use crate::state::recover::Recovered;
@@ -38,7 +38,11 @@ impl Engine {
             .filter(|pod| pod.record.phase != PodPhase::NotReady)
         {
             match self.find_podinit(pod).await {
-                Ok(keeper) => self.adopt(pod, &keeper).await?,
+                Ok(keeper) => match self.adopt(pod, &keeper).await {
+                    // It was asked to end by the podd before, and ends now: whoever listens to it reports that.
+                    Err(EngineError::Native(NativeError::PodinitGone)) => {}
+                    adopted => adopted?,
+                },
                 Err(_) => lost.push(pod.record.id),
             }
         }
@@ -100,17 +104,23 @@ impl Engine {
         for container in self.snapshot().containers_of(&pod.record.id) {
             let handle = container_handle(container.record.handle);
             let task = tasks.iter().find(|task| task.handle == handle);
-            self.catch_up(container, task).await?;
+            self.catch_up(container.record.id, task).await?;
         }
         Ok(())
     }
 
+    /// Brings a container's record to what podinit says of it.
     async fn catch_up(
         self: &Arc<Self>,
-        container: &Arc<Container>,
+        id: ContainerId,
         task: Option<&TaskState>,
     ) -> Result<(), EngineError> {
-        let id = container.record.id;
+        // podinit may report an exit by itself meanwhile, which waits for this lock too.
+        let lock = self.locks.container(id);
+        let _serial = lock.serial.lock().await;
+        let Some(container) = self.snapshot().container(&id).cloned() else {
+            return Ok(());
+        };
         let Some(task) = task.copied() else {
             let alive = matches!(
                 container.record.phase,
@@ -131,7 +141,7 @@ impl Engine {
         if matches!(task.phase, TaskPhase::Exited(_) | TaskPhase::Killed(_))
             && container.record.phase.is_alive()
         {
-            let (engine, container) = (Arc::clone(self), Arc::clone(container));
+            let engine = Arc::clone(self);
             let exit = blocking("recovery", move || -> Result<_, EngineError> {
                 Ok(exits::settle(&engine, &container, task))
             });
@@ -140,7 +150,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn delete_half_made(self: &Arc<Self>, id: crate::model::ContainerId) {
+    async fn delete_half_made(self: &Arc<Self>, id: ContainerId) {
         let Some(container) = self.snapshot().container(&id).cloned() else {
             return;
         };
