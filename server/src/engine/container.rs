@@ -2,6 +2,7 @@
 //!
 //! Owns the kernel steps; `containers` owns their order among other operations, the records and the names.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use podd_images::Image;
 use runtime_core::cgroup::{Cgroup, CgroupPath, Phase};
-use runtime_core::pod::{Report, Request, Role, TaskKind, launch_flag};
+use runtime_core::pod::{Report, Request, Role, TaskKind, TaskPhase, TaskState, launch_flag};
 
 use super::build::{self, Build};
 use super::keeper::{Keeper, container_handle};
@@ -17,6 +18,7 @@ use super::native::NativeError;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans};
 use crate::model::StopSignal;
+use crate::state::phase::Nanos;
 use crate::state::record::Identity;
 use crate::state::store::{Container, Pod};
 
@@ -80,11 +82,7 @@ pub async fn create(
     launch(engine, &keeper, container, &cgroup, built, undo).await
 }
 
-async fn make_cgroup(
-    engine: &Arc<Engine>,
-    path: CgroupPath,
-    undo: &mut Undo,
-) -> Result<Cgroup, EngineError> {
+async fn make_cgroup(engine: &Arc<Engine>, path: CgroupPath, undo: &mut Undo) -> Result<Cgroup, EngineError> {
     let (root, wait) = (engine.native.cgroups.clone(), engine.kill_wait());
     let (undo_root, undo_path) = (root.clone(), path.clone());
     undo.push_blocking("remove the container's cgroup", move || {
@@ -195,25 +193,51 @@ async fn forget_task(keeper: &Keeper, handle: u32) -> Result<(), EngineError> {
     }
 }
 
-/// Opens the start gate and waits until the application was executed.
+/// Opens the start gate and waits until the application was executed; when that was.
 ///
 /// # Errors
 /// It could not be executed; then no process of the container is left.
-pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), EngineError> {
+pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<Nanos, EngineError> {
+    const EALREADY: i32 = 114;
     let keeper = engine.native.keeper(&container.record.pod)?;
-    match keeper
-        .call(container_handle(container.record.handle), Request::Start, &[])
-        .await
-    {
-        Ok(_) => Ok(()),
+    let handle = container_handle(container.record.handle);
+    match keeper.call(handle, Request::Start, &[]).await {
+        Ok(reply) => {
+            let task = TaskState::decode(&reply.body);
+            Ok(task.map_or_else(super::now, |task| exits::nanos(task.started)))
+        }
+        Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(EALREADY) => {
+            was_started(&keeper, handle, source).await
+        }
         Err(NativeError::Stage(failure)) => Err(NativeError::Step {
             doing: format!("execute {}", String::from_utf8_lossy(&failure.subject)),
             command: true,
-            source: std::io::Error::from_raw_os_error(failure.errno.cast_signed()),
+            source: io::Error::from_raw_os_error(failure.errno.cast_signed()),
         }
         .into()),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Waits for what came of a gate that was opened already: by a podd that was killed before it heard of it.
+async fn was_started(keeper: &Keeper, handle: u32, refused: io::Error) -> Result<Nanos, EngineError> {
+    loop {
+        let tasks = keeper.tasks().await?;
+        match tasks.iter().find(|task| task.handle == handle) {
+            Some(task) if task.started != 0 => return Ok(exits::nanos(task.started)),
+            Some(task) if task.phase == TaskPhase::Created => {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            // It ended at the gate, or podinit told the other podd why it cannot be executed.
+            _ => break,
+        }
+    }
+    Err(NativeError::Step {
+        doing: "execute the command".to_owned(),
+        command: true,
+        source: refused,
+    }
+    .into())
 }
 
 /// Sends a signal to the container's first process; one that is gone counts as done.

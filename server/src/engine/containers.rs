@@ -213,7 +213,7 @@ impl Engine {
         }
         let started = container::start(self, &found).await;
         let event = match &started {
-            Ok(()) => ContainerEvent::Started { at: now() },
+            Ok(at) => ContainerEvent::Started { at: *at },
             Err(e) => ContainerEvent::Exited(Exit {
                 code: START_FAILED,
                 reason: Reason::StartError,
@@ -223,7 +223,7 @@ impl Engine {
             }),
         };
         self.apply(id, event).await?;
-        started
+        started.map(drop)
     }
 
     /// Asks a container to stop, waits for the grace period, and kills what is left of it.
