@@ -178,19 +178,48 @@ fn kill_and_wait(
 
 /// Makes podinit forget a task that has ended or is about to.
 async fn forget_task(keeper: &Keeper, handle: u32) -> Result<(), EngineError> {
+    // Killed, and not collected yet.
+    while !forgets(keeper, handle).await? {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+/// Whether podinit knows nothing of a task any more; it keeps one that has not ended.
+async fn forgets(keeper: &Keeper, handle: u32) -> Result<bool, EngineError> {
     const EBUSY: i32 = 16;
     const ESRCH: i32 = 3;
-    loop {
-        match keeper.call(handle, Request::Forget, &[]).await {
-            Ok(_) | Err(NativeError::PodinitGone) => return Ok(()),
-            Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(ESRCH) => return Ok(()),
-            // Killed, and not collected yet.
-            Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(EBUSY) => {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            Err(e) => return Err(e.into()),
-        }
+    match keeper.call(handle, Request::Forget, &[]).await {
+        Ok(_) | Err(NativeError::PodinitGone) => Ok(true),
+        Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(ESRCH) => Ok(true),
+        Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(EBUSY) => Ok(false),
+        Err(e) => Err(e.into()),
     }
+}
+
+/// Ends a container that was being made when podd died, and makes podinit forget it.
+///
+/// Its stage may be anywhere: what it clones into the cgroup next is killed next.
+///
+/// # Errors
+/// It does not end in time, or podinit refuses.
+pub async fn take_back(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), EngineError> {
+    let waited = engine.kill_wait();
+    let ended = async {
+        while kill(engine, container).await? == Killed::WillReport {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let keeper = engine.native.keeper(&container.record.pod)?;
+            if forgets(&keeper, container_handle(container.record.handle)).await? {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let late = |_| EngineError::WillNotDie {
+        container: container.record.id,
+        waited,
+    };
+    tokio::time::timeout(waited, ended).await.map_err(late)?
 }
 
 /// Opens the start gate and waits until the application was executed; when that was.

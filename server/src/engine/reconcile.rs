@@ -28,6 +28,7 @@ impl Engine {
     /// # Errors
     /// The host could not be asked.
     pub(super) async fn reconcile(self: &Arc<Self>, found: &Recovered) -> Result<(), EngineError> {
+        self.disown(found).await?;
         let snapshot = self.snapshot();
         for container in snapshot.containers() {
             self.hold_layers(container);
@@ -67,6 +68,31 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Marks what was half made as left over, before its end is recorded: a podd that comes after a crash in the
+    /// middle of this takes it back as well, and does not mistake it for something that was made and is over.
+    async fn disown(&self, found: &Recovered) -> Result<(), EngineError> {
+        let (pods, containers) = (found.half_made_pods.clone(), found.half_made_containers.clone());
+        let state = Arc::clone(&self.state);
+        blocking("recovery", move || -> Result<_, EngineError> {
+            for id in pods {
+                let marked = state.update_pod(&id, |record| {
+                    record.leftover = true;
+                    Ok(())
+                });
+                marked.map_err(|e| EngineError::of_pod(id, e))?;
+            }
+            for id in containers {
+                let marked = state.update_container(&id, |record| {
+                    record.leftover = true;
+                    Ok(())
+                });
+                marked.map_err(|e| EngineError::of_container(id, e))?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     fn hold_layers(&self, container: &Container) {
@@ -155,7 +181,7 @@ impl Engine {
             return;
         };
         let done = async {
-            self.kill_container(&container).await?;
+            super::container::take_back(self, &container).await?;
             self.delete_container(id).await
         };
         if let Err(e) = done.await {

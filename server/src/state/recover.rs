@@ -51,9 +51,9 @@ pub struct Recovered {
     /// Records that describe nothing, now deleted: unreadable, half-made or left-over ones of an older boot, and
     /// those that podd was about to write when it ended.
     pub dropped: usize,
-    /// Pods of this boot that were being created when podd died: the engine takes them back.
+    /// Pods of this boot that were being created when podd died, or were left over: the engine takes them back.
     pub half_made_pods: Vec<PodId>,
-    /// Containers of this boot that were being created when podd died: the engine takes them back.
+    /// Containers of this boot of which the same is true.
     pub half_made_containers: Vec<ContainerId>,
 }
 
@@ -82,7 +82,7 @@ pub fn recover(state: &State, decode: Decode, now: Nanos) -> Result<Recovered, R
                 if rebooted {
                     bury_pod(&mut pod.record, state.boot_id());
                     records.save_pod(&pod.record)?;
-                } else if pod.record.phase == PodPhase::Creating {
+                } else if is_void(pod.record.phase == PodPhase::Creating, pod.record.leftover) {
                     found.half_made_pods.push(pod.record.id);
                 }
                 let id = pod.record.id;
@@ -118,7 +118,10 @@ fn recover_containers(
                 if found.rebooted {
                     bury_container(&mut container.record, state.boot_id(), now);
                     records.save_container(&container.record)?;
-                } else if container.record.phase == ContainerPhase::Creating {
+                } else if is_void(
+                    container.record.phase == ContainerPhase::Creating,
+                    container.record.leftover,
+                ) {
                     found.half_made_containers.push(container.record.id);
                 }
                 state.store.put_container(Arc::new(container));
@@ -141,7 +144,7 @@ impl Recovered {
     }
 }
 
-/// Whether a record of an older boot describes something that no client was ever told of.
+/// Whether a record describes something that no client was ever told of, or that is to be taken back.
 fn is_void(creating: bool, leftover: bool) -> bool {
     creating || leftover
 }
@@ -311,6 +314,17 @@ mod tests {
         recover(&state, DECODE, 1).unwrap();
         let half = pod("a", 0);
         state.insert_pod(half.clone()).unwrap();
+        let state = State::open(dir.path(), "first".to_owned()).unwrap();
+        assert_eq!(
+            recover(&state, DECODE, 1).unwrap().half_made_pods,
+            [half.record.id]
+        );
+        let marked = state.update_pod(&half.record.id, |record| {
+            record.leftover = true;
+            record.phase = PodPhase::NotReady;
+            Ok(())
+        });
+        marked.unwrap();
         let state = State::open(dir.path(), "first".to_owned()).unwrap();
         assert_eq!(
             recover(&state, DECODE, 1).unwrap().half_made_pods,
