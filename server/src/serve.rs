@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, RawFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podd_proto::v1::image_service_server::ImageServiceServer;
 use podd_proto::v1::runtime_service_server::RuntimeServiceServer;
@@ -213,6 +213,9 @@ fn make_dir(path: &Path) -> Result<(), ServeError> {
         .map_err(io_error("make", path))
 }
 
+/// How long what a killed podd was starting may hold its lock: a process between clone and exec has all its files.
+const LAST_CHILD: Duration = Duration::from_secs(5);
+
 /// Keeps every other podd away from a directory while the file is open.
 fn lock(directory: &Path) -> Result<File, ServeError> {
     let path = directory.join("podd.lock");
@@ -224,18 +227,22 @@ fn lock(directory: &Path) -> Result<File, ServeError> {
         .mode(0o600)
         .open(&path);
     let mut file = open.map_err(io_error("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            // Whatever is in there only decorates the message.
-            let _ = file.read_to_string(&mut pid);
-            return Err(ServeError::Alive {
-                pid: pid.trim().to_owned(),
-                directory: directory.to_owned(),
-            });
+    let deadline = Instant::now() + LAST_CHILD;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let _ = file.rewind().and_then(|()| file.read_to_string(&mut pid));
+                let pid = pid.trim().to_owned();
+                if Path::new("/proc").join(&pid).exists() || Instant::now() > deadline {
+                    let directory = directory.to_owned();
+                    return Err(ServeError::Alive { pid, directory });
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(TryLockError::Error(e)) => return Err(io_error("lock", &path)(e)),
         }
-        Err(TryLockError::Error(e)) => return Err(io_error("lock", &path)(e)),
     }
     let write = |file: &mut File| {
         file.set_len(0)?;
