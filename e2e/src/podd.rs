@@ -105,9 +105,18 @@ impl Podd {
     /// # Errors
     /// Where it does not come up.
     pub fn start_again(&mut self) -> Result<()> {
+        self.launch_again()?;
+        self.wait_ready()
+    }
+
+    /// Starts a successor after [`Self::end`] without waiting for its first answer.
+    ///
+    /// # Errors
+    /// Where it cannot be executed.
+    pub fn launch_again(&mut self) -> Result<()> {
         self.child = spawn(&self.binary)?;
         self.ended = None;
-        self.wait_ready()
+        Ok(())
     }
 
     /// Whether the daemon has ended without being told to.

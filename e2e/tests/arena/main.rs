@@ -3,6 +3,7 @@
 //! `cargo test -p podd-e2e --test arena -- [FILTER]`. Ends with one line `N passed, N failed, N skipped`.
 
 mod case;
+mod crash;
 mod errors;
 mod exec;
 mod images;
@@ -65,6 +66,7 @@ fn all() -> Vec<case::Case> {
         mounts::CASES,
         errors::CASES,
         recovery::CASES,
+        crash::CASES,
         stats::CASES,
         scale::CASES,
     ];
