@@ -14,7 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
-use super::{CGROUP, INSIDE, STAGE, WORK, WORK_DIR, cgroup};
+use super::{CGROUP, EXECUTABLE, INSIDE, STAGE, WORK, WORK_DIR, cgroup};
 
 /// Directories of the host that the arena may write to: an overlay keeps the changes.
 const COPIED: [&str; 3] = ["/etc", "/var/lib", "/var/log"];
@@ -41,6 +41,7 @@ pub(super) fn run(command: &[OsString]) -> Result<i32> {
     let mut cmd = Command::new(program);
     cmd.args(args)
         .env_remove(STAGE)
+        .env_remove(EXECUTABLE)
         .env_remove(CGROUP)
         .env_remove(WORK)
         .env(INSIDE, "1");
@@ -103,7 +104,7 @@ fn furnish(work: &Path) -> Result<()> {
 
 /// The directories this process needs although they lie below a mount that the arena replaces.
 fn dirs_about_to_be_hidden() -> Result<Vec<(PathBuf, File)>> {
-    let exe = std::env::current_exe().context("own executable")?;
+    let exe = super::own_executable()?;
     let needed = [std::env::current_dir().context("current directory")?, exe];
     let mut found: Vec<(PathBuf, File)> = Vec::new();
     for path in needed {

@@ -14,6 +14,7 @@ mod init;
 mod outer;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -22,6 +23,8 @@ pub use outer::enter;
 
 /// Names the stage that a re-executed process has to perform.
 const STAGE: &str = "PODD_ARENA_STAGE";
+/// Path of this executable, for the stages.
+const EXECUTABLE: &str = "PODD_ARENA_EXECUTABLE";
 /// The arena's cgroup as the host sees it; empty where the host has no cgroup v2.
 const CGROUP: &str = "PODD_ARENA_CGROUP";
 /// The arena's work directory as the host sees it.
@@ -62,11 +65,19 @@ pub fn stage_hook() {
 
 /// This executable again, to perform `stage`.
 fn again(stage: &str, command: &[OsString]) -> Result<Command> {
-    // The path, not /proc/self/exe: the arena has its own /proc, and the file is seen in it too.
-    let exe = std::env::current_exe().context("own executable")?;
-    let mut cmd = Command::new(exe);
-    cmd.args(command).env(STAGE, stage);
+    let exe = own_executable()?;
+    let mut cmd = Command::new(&exe);
+    cmd.args(command).env(STAGE, stage).env(EXECUTABLE, exe);
     Ok(cmd)
+}
+
+/// The path of this executable as the first stage saw it. Later ones have left the mount namespace that their
+/// /proc/self/exe is of, and below a chroot they would read a path from outside of it.
+fn own_executable() -> Result<PathBuf> {
+    match std::env::var_os(EXECUTABLE) {
+        Some(path) => Ok(path.into()),
+        None => std::env::current_exe().context("own executable"),
+    }
 }
 
 /// The exit code that says how a child ended, as a shell would put it.

@@ -24,7 +24,7 @@ pub fn enter(command: &[OsString], reenter: bool) -> Result<i32> {
     }
     let mut command = command.to_vec();
     if reenter {
-        command.insert(0, std::env::current_exe().context("own executable")?.into());
+        command.insert(0, super::own_executable()?.into());
     }
     // The arena hears a terminal's Ctrl-C itself; this process must live on to clean up after it.
     let mut signals = SigSet::empty();
