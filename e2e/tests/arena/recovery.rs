@@ -12,7 +12,7 @@ use crate::case::{Env, Pod, cases, contains, equal, log_lines};
 use crate::lifecycle::sleeper;
 
 cases!("recovery":
-    killed_with_live_pods, exits_meanwhile, log_goes_on, images_are_kept, created_container_starts_later,
+    killed_with_live_pods, exits_meanwhile, exits_outlive_podinit, log_goes_on, images_are_kept, created_container_starts_later,
     orderly_stop_leaves_pods, removal_after_restart, killed_while_creating, old_ids_are_still_joined);
 
 /// Kills podd the hard way and starts it again.
@@ -78,6 +78,49 @@ fn exits_meanwhile(env: &mut Env<'_>) -> Result<()> {
         ensure!(status.finished_at > status.started_at, "no time of the end");
     }
     pod.remove()
+}
+
+/// podd and the pod's podinit both die after a container has ended: what podinit wrote down still counts.
+fn exits_outlive_podinit(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let pod = env.pod("outlive")?;
+    let ended = pod.started(&cri::shell("ended", "sleep 0.2; exit 7"))?;
+    let alive = pod.started(&cri::shell("alive", "sleep 1000"))?;
+    let podd = env.podd()?;
+    podd.end(Signal::SIGKILL)?;
+    std::thread::sleep(Duration::from_millis(600));
+    kill_podinits()?;
+    podd.start_again()?;
+    crate::case::eventually("both containers are over", 5, || {
+        let states = [cri.container(&ended)?.state(), cri.container(&alive)?.state()];
+        Ok(states == [pb::ContainerState::ContainerExited; 2])
+    })?;
+    equal("recorded exit code", cri.container(&ended)?.exit_code, 7)?;
+    equal(
+        "reason of the other",
+        cri.container(&alive)?.reason,
+        "Unknown".to_owned(),
+    )?;
+    pod.remove()
+}
+
+/// Kills every podinit of the arena.
+fn kill_podinits() -> Result<()> {
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if comm.trim() == "podinit" {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+    }
+    Ok(())
 }
 
 fn log_goes_on(env: &mut Env<'_>) -> Result<()> {

@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use super::pods::{known, unwound};
 use super::undo::{Undo, UndoFailure};
 use super::{Act, CreateContainer, Engine, EngineError, ExecOutput, Outcome, blocking, container, exec};
-use super::{now, settle};
+use super::{exits, now, settle};
 use crate::model::{ContainerId, ContainerMetadata, StopSignal};
 use crate::state::phase::{ContainerEvent, ContainerPhase, Exit, PodPhase, Reason};
 use crate::state::record::{ContainerRecord, Encoded, VERSION};
@@ -282,9 +282,17 @@ impl Engine {
         }
     }
 
-    /// Records that a container is over whose end nobody saw.
-    pub(super) async fn bury_unseen(&self, id: ContainerId) -> Result<(), EngineError> {
-        self.apply(id, ContainerEvent::Exited(unseen())).await
+    /// Records that a container is over whose end podinit can no longer tell: it may have written it down.
+    pub(super) async fn bury_unseen(self: &Arc<Self>, id: ContainerId) -> Result<(), EngineError> {
+        let Some(found) = self.snapshot().container(&id).cloned() else {
+            return Ok(());
+        };
+        let engine = Arc::clone(self);
+        let recorded = blocking("reading an exit record", move || -> Result<_, EngineError> {
+            Ok(exits::recorded(&engine, &found))
+        });
+        let exit = recorded.await?.unwrap_or_else(unseen);
+        self.apply(id, ContainerEvent::Exited(exit)).await
     }
 
     /// Kills a container where that is still needed, and deletes its files and records; its log stays.

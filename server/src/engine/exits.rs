@@ -67,6 +67,33 @@ pub fn settle(engine: &Engine, container: &Container, state: TaskState) -> Exit 
     }
 }
 
+/// The end that podinit wrote down before it died itself (`podinit/src/task.rs`); `None` if it did not. Blocks.
+pub fn recorded(engine: &Engine, container: &Container) -> Option<Exit> {
+    let record = &container.record;
+    let directory = engine.state.records().container_dir(&record.pod, &record.id);
+    let text = std::fs::read_to_string(directory.join("exit")).ok()?;
+    parse(&text, record.handle).map(|state| settle(engine, container, state))
+}
+
+/// Reads `exited|killed STATUS STARTED FINISHED`, times in ns since 1970.
+fn parse(text: &str, handle: u32) -> Option<TaskState> {
+    let mut words = text.split_ascii_whitespace();
+    let (word, status) = (words.next()?, words.next()?.parse().ok()?);
+    let phase = match word {
+        "exited" => TaskPhase::Exited(status),
+        "killed" => TaskPhase::Killed(status),
+        _ => return None,
+    };
+    let (started, finished) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some(TaskState {
+        handle,
+        pid: 0,
+        phase,
+        started,
+        finished,
+    })
+}
+
 /// Without a pid namespace of its own a container's other processes survive its first.
 fn bury(engine: &Engine, cgroup: &Cgroup) -> Result<(), CgroupError> {
     if !cgroup.populated()? {
@@ -101,4 +128,19 @@ pub fn find_cgroup(engine: &Engine, container: &Container) -> Result<Option<Cgro
         },
     };
     Ok(engine.native.cgroups.find(&path).map_err(NativeError::from)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_records_are_read_as_podinit_writes_them() {
+        let read = |text| parse(text, 3).map(|state| (state.phase, state.started, state.finished));
+        assert_eq!(read("exited 7 10 20\n"), Some((TaskPhase::Exited(7), 10, 20)));
+        assert_eq!(read("killed 9 10 20\n"), Some((TaskPhase::Killed(9), 10, 20)));
+        for torn in ["", "exited", "exited 7 10", "exited 300 1 2", "gone 7 10 20"] {
+            assert_eq!(read(torn), None, "{torn:?}");
+        }
+    }
 }

@@ -42,6 +42,10 @@ impl Engine {
                 Ok(keeper) => match self.adopt(pod, &keeper).await {
                     // It was asked to end by the podd before, and ends now: whoever listens to it reports that.
                     Err(EngineError::Native(NativeError::PodinitGone)) => {}
+                    // One pod whose log disk hangs must not keep the others from being served.
+                    Err(e @ EngineError::Native(NativeError::PodinitSilent { .. })) => {
+                        tell(&e, "cannot catch up with a pod", pod.record.id);
+                    }
                     adopted => adopted?,
                 },
                 Err(_) => lost.push(pod.record.id),
