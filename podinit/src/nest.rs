@@ -34,6 +34,9 @@ pub fn make(store: &CStr) -> Result<()> {
         OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
         Mode::from_raw_mode(0o644),
     )?;
+    // Below a chroot pivot_root(2) would exchange that directory and not the namespace's root, which is where setns(2)
+    // takes whoever enters: it takes this process there as well.
+    setns(&own_namespace()?, flag::NEWNS)?;
     // The new root must be attached somewhere before it can become the root; /proc is on every host.
     attach(root.as_fd(), CWD, c"/proc")?;
     rustix::process::fchdir(&root)?;
@@ -52,13 +55,12 @@ pub fn make(store: &CStr) -> Result<()> {
         },
     )?;
 
-    let namespace = openat(
-        CWD,
-        c"/proc/self/ns/mnt",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    sys::fdpass::send(&podd, b"nest", &[namespace.as_fd()])
+    sys::fdpass::send(&podd, b"nest", &[own_namespace()?.as_fd()])
+}
+
+fn own_namespace() -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    openat(CWD, c"/proc/self/ns/mnt", flags, Mode::empty())
 }
 
 /// Enters a copy of the template, with the pod's own /shm.
