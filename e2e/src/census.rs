@@ -57,6 +57,20 @@ impl Census {
         }
     }
 
+    /// Counts when the cables of removed pods are gone, which the kernel takes away in its own time: one that still
+    /// goes when a test begins would count as lost by it.
+    pub fn settled(podd: Option<u32>, patience: Duration) -> Self {
+        let deadline = Instant::now() + patience;
+        loop {
+            let census = Self::take(podd);
+            let going = census.0.keys().any(|key| key.starts_with("link pd"));
+            if !going || Instant::now() > deadline {
+                return census;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn compare(&self, after: &Self) -> Vec<String> {
         let keys: BTreeSet<_> = self.0.keys().chain(after.0.keys()).collect();
         let count = |census: &Self, key: &str| census.0.get(key).copied().unwrap_or(0);

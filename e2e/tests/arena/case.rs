@@ -105,7 +105,7 @@ impl World {
 /// Runs a test between two counts; what it left is an error even where it passed.
 fn in_census(fixture: &mut Fixture, case: Case) -> Result<()> {
     warm_up(fixture.podd()?)?;
-    let before = Census::take(Some(fixture.podd()?.pid()));
+    let before = Census::settled(Some(fixture.podd()?.pid()), PATIENCE);
     let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (case.run)(&mut Env { fixture })));
     let ran = ran.unwrap_or_else(|cause| {
         let text = cause.downcast_ref::<String>().map(String::as_str);
