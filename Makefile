@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 help:
 	@echo 'make run     a real pod in a private arena, shown step by step'
-	@echo 'make test    format, lints, unit tests and arena tests, with one summary line'
+	@echo 'make test    format, lints, unit tests, arena and virtual machines, with one summary line'
 	@echo 'make bench   latencies, throughput and memory, as JSON'
 	@echo 'make arena   a shell beside a running podd and registry; nothing in it touches the host'
 	@echo 'make build   the release binary target/release/podd'

@@ -1,5 +1,5 @@
-//! What the end-to-end tests stand on: a private place to run (the arena), a registry with images of its own, a
-//! `podd` under test, a blocking CRI client, and a census of everything a pod could leave behind.
+//! What the end-to-end tests stand on: places to run (the arena, virtual machines), a registry with images of its own,
+//! a `podd` under test, a blocking CRI client, and a census of everything a pod could leave behind.
 //!
 //! Needs root and Debian packages only. Contains no unsafe code: the arena is entered by unshare and re-exec.
 
@@ -10,3 +10,4 @@ pub mod fixture;
 pub mod images;
 pub mod podd;
 pub mod registry;
+pub mod vm;

@@ -25,7 +25,7 @@ pub(super) fn join(cgroup: &Path) -> Result<()> {
 }
 
 /// Hands every controller that `cgroup` has on to its children; one that is refused is left out.
-pub(super) fn delegate(cgroup: &Path) -> Result<()> {
+pub(crate) fn delegate(cgroup: &Path) -> Result<()> {
     for controller in fs::read_to_string(cgroup.join("cgroup.controllers"))?.split_whitespace() {
         let _ = fs::write(cgroup.join("cgroup.subtree_control"), format!("+{controller}"));
     }

@@ -52,7 +52,7 @@ pub(super) fn run(command: &[OsString]) -> Result<i32> {
 }
 
 /// Reaps every child, orphans included, until `main` has ended; returns its exit code.
-fn reap_until(main: Pid) -> Result<i32> {
+pub(crate) fn reap_until(main: Pid) -> Result<i32> {
     loop {
         match wait() {
             Ok(WaitStatus::Exited(pid, code)) if pid == main => return Ok(code),
@@ -146,7 +146,8 @@ fn mount_fs(kind: &str, target: &str, options: &str) -> Result<()> {
         .with_context(|| format!("mount {kind} on {target}"))
 }
 
-fn loopback_up() -> Result<()> {
+/// Brings the loopback link of the current network namespace up.
+pub(crate) fn loopback_up() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

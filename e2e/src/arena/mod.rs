@@ -19,6 +19,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+pub(crate) use cgroup::delegate as delegate_controllers;
+pub(crate) use init::{loopback_up, reap_until};
 pub use outer::enter;
 
 /// Names the stage that a re-executed process has to perform.
