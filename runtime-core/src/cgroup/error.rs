@@ -77,6 +77,59 @@ pub enum CgroupError {
         /// What was to be written.
         file: String,
     },
+    /// A limit needs a file that this kernel does not have.
+    #[error("this kernel has no {file} in cgroup {path}")]
+    NoFile {
+        /// Whose.
+        path: CgroupPath,
+        /// What was to be written.
+        file: String,
+    },
+    /// Processors or memory nodes that the cgroup above does not have.
+    #[error("{file} of cgroup {path} cannot be {asked:?}: the cgroup above has {given:?}")]
+    NotGiven {
+        /// Whose.
+        path: CgroupPath,
+        /// What was to be written.
+        file: String,
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        given: String,
+    },
+    /// A memory limit below what is in use, of which the kernel can reclaim no more.
+    #[error(
+        "memory.max of cgroup {path} cannot be {limit}: {used} bytes are in use after reclaim, and the kernel would \
+         kill processes to get below"
+    )]
+    MemoryInUse {
+        /// Whose.
+        path: CgroupPath,
+        /// The limit in bytes.
+        limit: u64,
+        /// Bytes in use.
+        used: u64,
+    },
+    /// The kernel accepted a value and uses another.
+    #[error("{file} of cgroup {path} is {now:?} after {value:?} was written")]
+    NotTaken {
+        /// Whose.
+        path: CgroupPath,
+        /// Which file.
+        file: String,
+        /// What was written.
+        value: String,
+        /// What it says.
+        now: String,
+    },
+    /// An update failed, and what it had written could not all be written back.
+    #[error("{source}; moreover {files} cannot be written back")]
+    NotUndone {
+        /// Why the update failed.
+        source: Box<CgroupError>,
+        /// What keeps its new value.
+        files: String,
+    },
     /// A limit cannot be expressed.
     #[error("{what}: {reason}")]
     Limit {

@@ -6,8 +6,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
-use super::limits::{Limits, Phase, Write};
+use super::limits::{Limits, Phase, Value, Write};
 use super::root::{children, controllers_of};
+use super::update::id_set;
 use super::{CgroupError, CgroupPath, CgroupRoot, Controllers, DeviceProgram, files};
 
 /// Counters of memory.events.
@@ -32,6 +33,11 @@ pub struct Cgroup {
 impl Cgroup {
     pub(super) fn new(root: CgroupRoot, dir: OwnedFd, path: CgroupPath) -> Self {
         Self { root, dir, path }
+    }
+
+    /// Where it was opened.
+    pub(super) fn root(&self) -> &CgroupRoot {
+        &self.root
     }
 
     /// The directory, as `CLONE_INTO_CGROUP` takes it.
@@ -163,16 +169,17 @@ impl Cgroup {
         }
     }
 
-    /// Refuses limits that need a controller this cgroup does not have.
+    /// Refuses limits that need a controller this cgroup does not have, or processors and memory nodes that the
+    /// cgroup above cannot give: the kernel would take those and silently use others.
     ///
     /// # Errors
-    /// [`CgroupError::MissingController`] names the first.
+    /// [`CgroupError::MissingController`] or [`CgroupError::NotGiven`] names the first.
     pub fn check(&self, limits: &Limits) -> Result<(), CgroupError> {
         self.available(limits).map(drop)
     }
 
     /// The writes that can be done; one that cannot and asks for something is an error.
-    fn available<'a>(&self, limits: &'a Limits) -> Result<Vec<&'a Write>, CgroupError> {
+    pub(super) fn available<'a>(&self, limits: &'a Limits) -> Result<Vec<&'a Write>, CgroupError> {
         if limits.is_empty() {
             return Ok(Vec::new());
         }
@@ -180,6 +187,7 @@ impl Cgroup {
         let mut writes = Vec::with_capacity(limits.writes().len());
         for write in limits.writes() {
             if available.has(&write.controller) {
+                self.check_given(write)?;
                 writes.push(write);
             } else if !write.asks_nothing {
                 return Err(CgroupError::MissingController {
@@ -192,7 +200,31 @@ impl Cgroup {
         Ok(writes)
     }
 
-    /// Writes limits, after checking all of them as [`Cgroup::check`] does.
+    fn check_given(&self, write: &Write) -> Result<(), CgroupError> {
+        let ("cpuset.cpus" | "cpuset.mems", Value::Text(list)) = (write.file.as_str(), &write.value) else {
+            return Ok(());
+        };
+        let above = match self.path.parent() {
+            Some(above) => self.root.find(&above)?,
+            None => None,
+        };
+        let effective = format!("{}.effective", write.file);
+        let Some(given) = above.and_then(|above| above.read(&effective).ok()) else {
+            return Ok(());
+        };
+        match (id_set(list), id_set(&given)) {
+            (Some(asked), Some(given)) if asked.is_subset(&given) => Ok(()),
+            _ => Err(CgroupError::NotGiven {
+                path: self.path.clone(),
+                file: write.file.clone(),
+                asked: list.clone(),
+                given: given.trim().to_owned(),
+            }),
+        }
+    }
+
+    /// Writes limits of a cgroup that is being made, after checking all of them as [`Cgroup::check`] does. Limits of
+    /// one that is in use are changed by [`Cgroup::update`].
     ///
     /// # Errors
     /// A controller is missing, or the kernel refuses a value; what was written before stays.
@@ -247,11 +279,11 @@ impl Cgroup {
         }
     }
 
-    fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+    pub(super) fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
         files::write(self.dir(), file, value).map_err(|source| self.write_error(file, value, source))
     }
 
-    fn read_error(&self, file: &str, source: Errno) -> CgroupError {
+    pub(super) fn read_error(&self, file: &str, source: Errno) -> CgroupError {
         CgroupError::Read {
             path: self.path.clone(),
             file: file.to_owned(),
@@ -259,7 +291,7 @@ impl Cgroup {
         }
     }
 
-    fn write_error(&self, file: &str, value: &str, source: Errno) -> CgroupError {
+    pub(super) fn write_error(&self, file: &str, value: &str, source: Errno) -> CgroupError {
         CgroupError::Write {
             path: self.path.clone(),
             file: file.to_owned(),
@@ -268,7 +300,7 @@ impl Cgroup {
         }
     }
 
-    fn malformed(&self, file: &str) -> CgroupError {
+    pub(super) fn malformed(&self, file: &str) -> CgroupError {
         CgroupError::Malformed {
             path: self.path.clone(),
             file: file.to_owned(),

@@ -110,6 +110,22 @@ pub fn weight_of_shares(shares: u64) -> u64 {
     }
 }
 
+/// The least v1 shares that have this v2 weight or a larger one. Many shares have the same weight: who knows what was
+/// asked for knows better.
+#[must_use]
+pub fn shares_of_weight(weight: u64) -> u64 {
+    let (mut low, mut high) = (2, 262_144);
+    while low < high {
+        let middle = (low + high) / 2;
+        if weight_of_shares(middle) < weight {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
 /// "max" for what OCI writes as a negative number.
 fn max_or(value: i64) -> String {
     u64::try_from(value).map_or_else(|_| "max".to_owned(), |value| value.to_string())

@@ -9,16 +9,19 @@ mod error;
 mod files;
 mod group;
 mod limits;
+mod oom_score;
 mod path;
 mod root;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub use devices::{DeviceControl, DeviceProgram, DeviceRules};
 pub use error::CgroupError;
 pub use group::{Cgroup, MemoryEvents};
-pub use limits::{Limits, Phase, weight_of_shares};
+pub use limits::{Limits, Phase, shares_of_weight, weight_of_shares};
 pub use path::{CgroupPath, CgroupPathError};
 pub use root::{CgroupRoot, Controllers};
 pub use stats::{CpuStats, IoStats, MemoryStats, Pressure, PressureLine, StatsReader};
+pub use update::Updated;

@@ -322,3 +322,43 @@ fn root_creating_twice_is_fine_and_controllers_are_handed_down() {
     assert_eq!(again.controllers().unwrap(), real.root.controllers().unwrap());
     real.root.remove(&"a".parse().unwrap(), soon()).unwrap();
 }
+
+#[test]
+fn weights_become_shares_that_become_the_weight() {
+    for weight in [1, 2, 17, 100, 174, 9_999, 10_000] {
+        assert_eq!(weight_of_shares(shares_of_weight(weight)), weight, "{weight}");
+    }
+    assert_eq!(shares_of_weight(1), 2);
+}
+
+#[test]
+fn root_scores_change_where_nobody_set_another() {
+    let Some(real) = Real::new("score") else { return };
+    let path: CgroupPath = "c".parse().unwrap();
+    let group = real.root.create(&path).unwrap();
+    // First the processes: a cgroup that has handed controllers down takes none.
+    let (first, third) = (sleeper(&group), sleeper(&group));
+    let below = real
+        .root
+        .create(&path.join("made-by-the-container").unwrap())
+        .unwrap();
+    let mut children = [first, sleeper(&below), third];
+    let file = |child: &Child| format!("/proc/{}/oom_score_adj", child.id());
+    let from: i32 = fs::read_to_string(file(&children[0]))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    fs::write(file(&children[2]), "999").unwrap();
+    group.change_oom_score_adj(from, 900).unwrap();
+    let now: Vec<String> = children
+        .iter()
+        .map(|child| fs::read_to_string(file(child)).unwrap().trim().to_owned())
+        .collect();
+    assert_eq!(now, ["900", "900", "999"]);
+    for child in &mut children {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    real.root.remove(&path, soon()).unwrap();
+}
