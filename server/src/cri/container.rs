@@ -1,4 +1,5 @@
-//! Create-, Start-, Stop- and RemoveContainer, ContainerStatus, ListContainers, ReopenContainerLog.
+//! Create-, Start-, Stop- and RemoveContainer, ContainerStatus, ListContainers, UpdateContainerResources,
+//! ReopenContainerLog.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,15 +52,17 @@ pub async fn remove(engine: &Arc<Engine>, id: &str) -> Result<v1::RemoveContaine
     Ok(v1::RemoveContainerResponse {})
 }
 
-/// ContainerStatus, from the snapshot.
-pub fn status(
+/// ContainerStatus, from the snapshot; resources as the kernel has them.
+pub async fn status(
     engine: &Arc<Engine>,
     request: &v1::ContainerStatusRequest,
 ) -> Result<v1::ContainerStatusResponse, Fault> {
     Span::current().record("container", &request.container_id);
     let container = engine.find_container(&request.container_id)?;
+    let held_to = engine.container_resources(vec![Arc::clone(&container)]);
+    let resources = held_to.await.map_err(Arc::new)?.pop().unwrap_or_default();
     Ok(v1::ContainerStatusResponse {
-        status: Some(convert::container_status(&container)),
+        status: Some(convert::container_status(&container, &resources)),
         info: if request.verbose {
             convert::container_info(&container)
         } else {
@@ -77,6 +80,20 @@ pub fn list(engine: &Arc<Engine>, wanted: Option<v1::ContainerFilter>) -> Vec<v1
         .filter(|c| filter::container(&wanted, c))
         .map(|c| convert::container(c))
         .collect()
+}
+
+/// UpdateContainerResources. What is zero or empty stays as it is. Annotations are hints for experiments.
+pub async fn update(
+    engine: &Arc<Engine>,
+    request: &v1::UpdateContainerResourcesRequest,
+) -> Result<v1::UpdateContainerResourcesResponse, Fault> {
+    Span::current().record("container", &request.container_id);
+    let change = request::resources("linux", request.linux.as_ref())?;
+    if request.windows.is_some() {
+        return Err(Fault::invalid("windows", "this is a Linux node"));
+    }
+    engine.update_container(&request.container_id, change).await?;
+    Ok(v1::UpdateContainerResourcesResponse {})
 }
 
 /// ReopenContainerLog.

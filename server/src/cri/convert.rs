@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use podd_proto::v1;
 use prost::Message as _;
 
-use crate::model::{ImageSpec, PodMetadata, Share};
+use crate::model::{CpuQuota, HugepageLimit, ImageSpec, PodMetadata, Resources, Share, SwapLimit};
 use crate::state::phase::{ContainerPhase, Exit, PodPhase};
 use crate::state::store::{Container, Pod};
 
@@ -90,13 +90,14 @@ fn network(pod: &Pod) -> v1::PodSandboxNetworkStatus {
 
 /// What `verbose` adds to the status of a pod.
 #[must_use]
-pub fn pod_info(pod: &Pod) -> HashMap<String, String> {
+pub fn pod_info(pod: &Pod, resources: &Resources) -> HashMap<String, String> {
     let record = &pod.record;
     info(&serde_json::json!({
         "pid": record.podinit.map(|p| p.pid),
         "cgroup": record.cgroup,
         "bootId": record.boot_id,
         "attachment": record.attachment,
+        "resources": resources,
         "leftover": record.leftover,
     }))
 }
@@ -119,9 +120,9 @@ pub fn container(container: &Container) -> v1::Container {
     }
 }
 
-/// A container in full.
+/// A container in full; `resources` is what it is held to.
 #[must_use]
-pub fn container_status(container: &Container) -> v1::ContainerStatus {
+pub fn container_status(container: &Container, resources: &Resources) -> v1::ContainerStatus {
     let (record, config) = (&container.record, &container.config);
     let request = v1::CreateContainerRequest::decode(record.request.0.as_slice()).unwrap_or_default();
     let asked = request.config.unwrap_or_default();
@@ -133,7 +134,6 @@ pub fn container_status(container: &Container) -> v1::ContainerStatus {
             supplemental_groups: identity.groups.iter().map(|g| i64::from(*g)).collect(),
         }),
     });
-    let resources = asked.linux.and_then(|l| l.resources);
     v1::ContainerStatus {
         id: record.id.to_string(),
         metadata: Some(metadata(container)),
@@ -155,13 +155,45 @@ pub fn container_status(container: &Container) -> v1::ContainerStatus {
             .map(|p| p.display().to_string())
             .unwrap_or_default(),
         resources: Some(v1::ContainerResources {
-            linux: resources,
+            linux: Some(linux_resources(resources)),
             windows: None,
         }),
         image_id: record.image_id.clone(),
         user,
         stop_signal: record.stop_signal.to_cri(),
     }
+}
+
+/// Resources as the CRI writes them: what is not given is zero or empty, and no limit of memory too.
+fn linux_resources(resources: &Resources) -> v1::LinuxContainerResources {
+    let limit = |it: &HugepageLimit| v1::HugepageLimit {
+        page_size: it.page_size.clone(),
+        limit: it.limit,
+    };
+    v1::LinuxContainerResources {
+        cpu_period: signed(resources.cpu_period),
+        cpu_quota: match resources.cpu_quota {
+            Some(CpuQuota::Unlimited) => -1,
+            Some(CpuQuota::Micros(micros)) => signed(Some(micros)),
+            None => 0,
+        },
+        cpu_shares: signed(resources.cpu_shares),
+        memory_limit_in_bytes: signed(resources.memory_limit),
+        oom_score_adj: resources.oom_score_adj.into(),
+        cpuset_cpus: resources.cpuset_cpus.clone().unwrap_or_default(),
+        cpuset_mems: resources.cpuset_mems.clone().unwrap_or_default(),
+        hugepage_limits: resources.hugepages.iter().map(limit).collect(),
+        unified: map(&resources.unified),
+        memory_swap_limit_in_bytes: match resources.memory_swap_limit {
+            Some(SwapLimit::Unlimited) => -1,
+            Some(SwapLimit::Bytes(bytes)) => signed(Some(bytes)),
+            None => 0,
+        },
+    }
+}
+
+fn signed(value: Option<u64>) -> i64 {
+    i64::try_from(value.unwrap_or(0)).unwrap_or(i64::MAX)
 }
 
 /// What `verbose` adds to the status of a container.
@@ -301,7 +333,7 @@ mod tests {
             gid: 3,
             groups: vec![3, 4],
         });
-        let status = container_status(&it);
+        let status = container_status(&it, &it.config.resources);
         assert_eq!(status.state(), v1::ContainerState::ContainerRunning);
         assert_eq!((status.started_at, status.finished_at), (5, 0));
         assert_eq!(status.log_path, "/var/log/pods/x/c/0.log");
@@ -316,7 +348,7 @@ mod tests {
             started_at: 5,
             finished_at: 6,
         });
-        let status = container_status(&it);
+        let status = container_status(&it, &it.config.resources);
         assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
         assert_eq!((status.started_at, status.finished_at), (5, 6));
     }

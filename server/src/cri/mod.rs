@@ -114,7 +114,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::PodSandboxStatusRequest>,
     ) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
-        answer(pod::status(&self.engine, &r.into_inner()))
+        answer(pod::status(&self.engine, &r.into_inner()).await)
     }
 
     async fn list_pod_sandbox(
@@ -191,21 +191,21 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::ContainerStatusRequest>,
     ) -> Result<Response<v1::ContainerStatusResponse>, Status> {
-        answer(container::status(&self.engine, &r.into_inner()))
+        answer(container::status(&self.engine, &r.into_inner()).await)
     }
 
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        r: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
-        unimplemented("UpdateContainerResources")
+        answer(container::update(&self.engine, &r.into_inner()).await)
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        r: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        unimplemented("UpdatePodSandboxResources")
+        answer(pod::update(&self.engine, &r.into_inner()).await)
     }
 
     async fn reopen_container_log(

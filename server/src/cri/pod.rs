@@ -1,4 +1,4 @@
-//! RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox.
+//! RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, UpdatePodSandboxResources.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use tracing::{Span, info};
 use super::fault::Fault;
 use super::{convert, filter, request};
 use crate::engine::{Engine, now};
+use crate::state::record::PodResources;
 
 /// RunPodSandbox.
 pub async fn run(
@@ -43,25 +44,44 @@ pub async fn remove(engine: &Arc<Engine>, id: &str) -> Result<v1::RemovePodSandb
     Ok(v1::RemovePodSandboxResponse {})
 }
 
-/// PodSandboxStatus, from the snapshot.
-pub fn status(
+/// PodSandboxStatus, from the snapshot; resources as the kernel has them.
+pub async fn status(
     engine: &Arc<Engine>,
     request: &v1::PodSandboxStatusRequest,
 ) -> Result<v1::PodSandboxStatusResponse, Fault> {
     Span::current().record("pod", &request.pod_sandbox_id);
     let pod = engine.find_pod(&request.pod_sandbox_id)?;
     let snapshot = engine.snapshot();
-    let containers = snapshot.containers_of(&pod.record.id).filter(|c| c.is_listed());
+    let listed = snapshot.containers_of(&pod.record.id).filter(|c| c.is_listed());
+    let containers: Vec<_> = listed.cloned().collect();
+    let held_to = engine.container_resources(containers.clone());
+    let resources = held_to.await.map_err(Arc::new)?;
+    let statuses = containers.iter().zip(&resources);
     Ok(v1::PodSandboxStatusResponse {
         status: Some(convert::pod_status(&pod)),
         info: if request.verbose {
-            convert::pod_info(&pod)
+            let resources = engine.pod_resources(&pod).await.map_err(Arc::new)?;
+            convert::pod_info(&pod, &resources)
         } else {
             Default::default()
         },
-        containers_statuses: containers.map(|c| convert::container_status(c)).collect(),
+        containers_statuses: statuses.map(|(c, r)| convert::container_status(c, r)).collect(),
         timestamp: now(),
     })
+}
+
+/// UpdatePodSandboxResources. What is zero or empty stays as it is.
+pub async fn update(
+    engine: &Arc<Engine>,
+    request: &v1::UpdatePodSandboxResourcesRequest,
+) -> Result<v1::UpdatePodSandboxResourcesResponse, Fault> {
+    Span::current().record("pod", &request.pod_sandbox_id);
+    let change = PodResources {
+        resources: request::resources("resources", request.resources.as_ref())?,
+        overhead: request::resources("overhead", request.overhead.as_ref())?,
+    };
+    engine.update_pod(&request.pod_sandbox_id, change).await?;
+    Ok(v1::UpdatePodSandboxResourcesResponse {})
 }
 
 /// ListPodSandbox, from the snapshot.

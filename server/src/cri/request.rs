@@ -11,7 +11,7 @@ use prost::Message as _;
 use super::fault::Fault;
 use crate::engine::inflight::Fingerprint;
 use crate::engine::{CreateContainer, RunPod};
-use crate::model::{ContainerConfig, PodConfig};
+use crate::model::{ContainerConfig, PodConfig, Resources};
 use crate::state::recover::Decode;
 
 /// How the requests kept in records are read again.
@@ -57,6 +57,18 @@ pub fn create_container(mut request: v1::CreateContainerRequest) -> Result<Creat
         encoded,
         fingerprint,
     })
+}
+
+/// Checks the resources of an update; none ask for nothing.
+///
+/// # Errors
+/// The part that is wrong.
+pub fn resources(
+    field: &'static str,
+    wire: Option<&v1::LinuxContainerResources>,
+) -> Result<Resources, Fault> {
+    let of_field = wire.map(|wire| Resources::of_field(field, wire)).transpose()?;
+    Ok(of_field.unwrap_or_default())
 }
 
 fn decode_pod(bytes: &[u8]) -> Result<PodConfig, String> {

@@ -2,6 +2,7 @@
 //!
 //! Blocking; opens files of podd's own and volumes, starts nothing.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -263,7 +264,25 @@ pub fn exec_plan(
         terminal,
         process,
     };
-    Ok(compile::exec(&base.spec, &inputs).map_err(NativeError::from)?)
+    Ok(compile::exec(&with_score(engine, container, &base.spec), &inputs).map_err(NativeError::from)?)
+}
+
+/// The spec with the oom_score_adj that the container has now, where an update has changed it.
+fn with_score<'a>(engine: &Engine, container: &Container, spec: &'a Spec) -> Cow<'a, Spec> {
+    let now = container
+        .resources()
+        .oom_score_adj
+        .max(engine.native.host.least_oom_score_adj);
+    match spec.process() {
+        Some(process) if process.oom_score_adj() != Some(now) => {
+            let mut process = process.clone();
+            process.set_oom_score_adj(Some(now));
+            let mut spec = spec.clone();
+            spec.set_process(Some(process));
+            Cow::Owned(spec)
+        }
+        _ => Cow::Borrowed(spec),
+    }
 }
 
 /// What execs need of their container's creation: kept on disk beside the record, and in memory for a while.

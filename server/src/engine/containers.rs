@@ -463,6 +463,7 @@ fn new_container(
         cgroup: None,
         stop_signal,
         identity: None,
+        updated: None,
     };
     Container {
         record,

@@ -16,7 +16,7 @@ use crate::model::{ContainerId, PodId};
 /// What the operations on one container share.
 #[derive(Debug, Default)]
 pub struct ContainerLock {
-    /// Held while the container is started, and while it is deleted.
+    /// Held while the container is started, while its resources are changed, and while it is deleted.
     pub serial: tokio::sync::Mutex<()>,
     asked_to_stop: AtomicBool,
 }
@@ -32,6 +32,7 @@ impl ContainerLock {
 #[derive(Debug, Default)]
 pub struct Locks {
     pods: Mutex<HashMap<PodId, Arc<RwLock<()>>>>,
+    pod_resources: Mutex<HashMap<PodId, Arc<tokio::sync::Mutex<()>>>>,
     containers: Mutex<HashMap<ContainerId, Arc<ContainerLock>>>,
 }
 
@@ -46,6 +47,11 @@ impl Locks {
         entry(&self.pods, id).write_owned().await
     }
 
+    /// Held while the limits of the pod as a whole are changed.
+    pub fn pod_resources(&self, id: PodId) -> Arc<tokio::sync::Mutex<()>> {
+        entry(&self.pod_resources, id)
+    }
+
     /// What the operations on one container share.
     pub fn container(&self, id: ContainerId) -> Arc<ContainerLock> {
         entry(&self.containers, id)
@@ -53,24 +59,23 @@ impl Locks {
 
     /// Forgets a removed pod. Who still waits for its lock finds the pod gone.
     pub fn forget_pod(&self, id: &PodId) {
-        self.pods
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+        forget(&self.pods, id);
+        forget(&self.pod_resources, id);
     }
 
     /// Forgets a removed container.
     pub fn forget_container(&self, id: &ContainerId) {
-        self.containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+        forget(&self.containers, id);
     }
 }
 
 fn entry<K: Hash + Eq, T: Default>(map: &Mutex<HashMap<K, Arc<T>>>, key: K) -> Arc<T> {
     let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
     Arc::clone(map.entry(key).or_default())
+}
+
+fn forget<K: Hash + Eq, T>(map: &Mutex<HashMap<K, T>>, key: &K) {
+    map.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod plans;
 pub mod pod;
 pub mod pods;
 mod reconcile;
+pub mod resources;
 pub mod stats;
 pub mod undo;
 mod writable;

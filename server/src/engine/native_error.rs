@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use runtime_core::cgroup::{CgroupError, CgroupPathError};
 use runtime_core::compile::CompileError;
 use runtime_core::pod::{Failure, SealError, VolumeError};
+use rustix::io::Errno;
 
 /// The class of a failure, for the gRPC code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,8 +167,20 @@ fn of_io(e: &io::Error) -> Kind {
 
 fn cgroup(e: &CgroupError) -> Kind {
     match e {
-        CgroupError::MissingController { .. } | CgroupError::NoDeviceControl(_) => Kind::FailedPrecondition,
+        CgroupError::MissingController { .. }
+        | CgroupError::NoFile { .. }
+        | CgroupError::MemoryInUse { .. }
+        | CgroupError::NotTaken { .. }
+        | CgroupError::NoDeviceControl(_) => Kind::FailedPrecondition,
+        // What the kernel says of a value that it cannot mean, and of one that is impossible now.
+        CgroupError::Write { source, .. } => match *source {
+            Errno::INVAL | Errno::RANGE | Errno::NODEV | Errno::TOOBIG | Errno::DOM => Kind::InvalidArgument,
+            Errno::BUSY | Errno::NOSPC | Errno::OPNOTSUPP => Kind::FailedPrecondition,
+            _ => Kind::Internal,
+        },
+        CgroupError::NotUndone { source, .. } => cgroup(source),
         CgroupError::DeviceRule { .. }
+        | CgroupError::NotGiven { .. }
         | CgroupError::Limit { .. }
         | CgroupError::Path(_)
         | CgroupError::TooDeep(_) => Kind::InvalidArgument,

@@ -7,14 +7,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use podd_netplug::{AttachRequest, Attachment};
-use runtime_core::cgroup::CgroupPath;
+use runtime_core::cgroup::{CgroupPath, Phase};
 use runtime_core::compile::{self, PodInputs};
 use runtime_core::pod::{self, Request, Role, TaskKind, launch_flag};
 
 use super::keeper::{Keeper, POD_HANDLE};
 use super::native::{NativeError, ProcessAndPlace};
 use super::undo::Undo;
-use super::{Engine, EngineError, blocking, exits, plans};
+use super::{Engine, EngineError, blocking, exits, plans, resources};
 use crate::model::{PodConfig, PodId, PodPid, Share};
 use crate::spec::podfiles;
 use crate::state::record::ProcessRef;
@@ -42,7 +42,7 @@ pub async fn start(
             .network_ready()
             .map_err(EngineError::NetworkNotReady)?;
     }
-    make_cgroup(engine, &cgroup, own, undo).await?;
+    make_cgroup(engine, pod, &cgroup, own, undo).await?;
     let keeper = start_podinit(engine, id, undo).await?;
     let netns = make_namespaces(engine, &keeper, config).await?;
     let attachment = match netns {
@@ -59,10 +59,13 @@ pub async fn start(
 
 async fn make_cgroup(
     engine: &Arc<Engine>,
+    pod: &Pod,
     cgroup: &CgroupPath,
     own: bool,
     undo: &mut Undo,
 ) -> Result<(), EngineError> {
+    let limits = resources::limits_of_pod(pod).unwrap_or_default();
+    let limits = resources::limits(&limits)?;
     let (root, path) = (engine.native.cgroups.clone(), cgroup.clone());
     if own {
         let (root, path, wait) = (root.clone(), path.clone(), engine.kill_wait());
@@ -70,8 +73,9 @@ async fn make_cgroup(
             root.remove(&path, Instant::now() + wait)
         });
     }
-    blocking("RunPodSandbox", move || {
-        root.create(&path).map(drop).map_err(NativeError::from)
+    blocking("RunPodSandbox", move || -> Result<(), NativeError> {
+        let cgroup = root.create(&path)?;
+        Ok(cgroup.apply(&limits, Phase::All)?)
     })
     .await
 }

@@ -91,6 +91,7 @@ impl Engine {
             attachment: None,
             podinit: None,
             next_handle: 0,
+            updated: None,
         };
         Pod {
             record,

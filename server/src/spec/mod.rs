@@ -28,7 +28,7 @@ use runtime_core::compile::{Identity, NestMount};
 pub use error::SpecError;
 pub use host::HostFacts;
 pub use image::ImageDefaults;
-pub use resources::{Change, linux_resources};
+pub use resources::{Change, linux_resources, read_back};
 
 use crate::model::{ContainerConfig, PodConfig};
 

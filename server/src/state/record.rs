@@ -24,7 +24,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::phase::{ContainerPhase, Nanos, PodPhase};
-use crate::model::{ContainerId, PodId, StopSignal};
+use crate::model::{ContainerId, PodId, Resources, StopSignal};
 
 /// The format this podd writes, and the only one it reads so far.
 pub const VERSION: u32 = 1;
@@ -101,6 +101,19 @@ pub struct PodRecord {
     /// The next container of this pod gets this handle; handles are never used twice.
     #[serde(default)]
     pub next_handle: u32,
+    /// What UpdatePodSandboxResources made of the resources and the overhead that the request asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<PodResources>,
+}
+
+/// Resources of a pod that are not its containers' own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PodResources {
+    /// What its containers use together.
+    pub resources: Resources,
+    /// What it uses beside them.
+    pub overhead: Resources,
 }
 
 /// Who the application runs as, resolved from the request and the image's own passwd and group files.
@@ -161,6 +174,9 @@ pub struct ContainerRecord {
     /// Who its application runs as, once that is resolved.
     #[serde(default)]
     pub identity: Option<Identity>,
+    /// What UpdateContainerResources made of the resources that the request asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<Resources>,
 }
 
 /// Why a record could not be written, read or deleted.

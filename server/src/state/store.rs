@@ -10,8 +10,10 @@ use arc_swap::ArcSwap;
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use super::phase::{ContainerPhase, PodPhase};
-use super::record::{ContainerRecord, PodRecord};
-use crate::model::{ContainerConfig, ContainerId, ContainerMetadata, PodConfig, PodId, PodMetadata};
+use super::record::{ContainerRecord, PodRecord, PodResources};
+use crate::model::{
+    ContainerConfig, ContainerId, ContainerMetadata, PodConfig, PodId, PodMetadata, Resources,
+};
 
 /// A pod as it was at one moment.
 #[derive(Debug, Clone)]
@@ -27,6 +29,15 @@ impl Pod {
     #[must_use]
     pub fn is_listed(&self) -> bool {
         self.record.phase != PodPhase::Creating
+    }
+
+    /// What it was given last: when it was made, or by an update.
+    #[must_use]
+    pub fn resources(&self) -> PodResources {
+        self.record.updated.clone().unwrap_or_else(|| PodResources {
+            resources: self.config.resources.clone().unwrap_or_default(),
+            overhead: self.config.overhead.clone().unwrap_or_default(),
+        })
     }
 }
 
@@ -44,6 +55,12 @@ impl Container {
     #[must_use]
     pub fn is_listed(&self) -> bool {
         self.record.phase != ContainerPhase::Creating
+    }
+
+    /// What it was given last: when it was made, or by an update.
+    #[must_use]
+    pub fn resources(&self) -> &Resources {
+        self.record.updated.as_ref().unwrap_or(&self.config.resources)
     }
 }
 

@@ -14,6 +14,16 @@ impl TryFrom<&v1::LinuxContainerResources> for Resources {
     }
 }
 
+impl Resources {
+    /// Reads the resources in the field of a request that has this name.
+    ///
+    /// # Errors
+    /// The part that is wrong.
+    pub fn of_field(field: &'static str, wire: &v1::LinuxContainerResources) -> Result<Self, Refused> {
+        resources(&At::Root(field), wire)
+    }
+}
+
 pub(super) fn resources(at: &At<'_>, wire: &v1::LinuxContainerResources) -> Result<Resources, Refused> {
     let memory_at = at.field("memory_limit_in_bytes");
     let memory_limit = match u64::try_from(wire.memory_limit_in_bytes) {

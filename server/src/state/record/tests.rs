@@ -52,6 +52,7 @@ pub(crate) fn pod(name: &str, attempt: u32) -> Pod {
         attachment: None,
         podinit: None,
         next_handle: 0,
+        updated: None,
     };
     Pod {
         record,
@@ -101,6 +102,7 @@ pub(crate) fn container(pod: &Pod, name: &str) -> Container {
         cgroup: None,
         stop_signal: StopSignal::TERM,
         identity: None,
+        updated: None,
     };
     Container {
         record,
