@@ -66,6 +66,10 @@ calls! { RuntimeServiceClient:
     list_containers(ListContainersRequest) -> ListContainersResponse;
     container_status(ContainerStatusRequest) -> ContainerStatusResponse;
     update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
+    update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+    checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
+    checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
+    restore_pod(RestorePodRequest) -> RestorePodResponse;
     reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
     exec_sync(ExecSyncRequest) -> ExecSyncResponse;
     container_stats(ContainerStatsRequest) -> ContainerStatsResponse;

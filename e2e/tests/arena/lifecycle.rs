@@ -17,7 +17,7 @@ cases!("lifecycle":
     stop_with_grace, stop_without_grace, stop_is_forced_after_grace, stop_signal_of_request, stop_twice,
     remove_running_container, remove_twice, whole_process_tree_dies, list_filters, status_tells_what_was_asked,
     same_request_same_id, changed_request_is_refused, next_attempt_is_another_container, environment,
-    working_directory, arguments_are_kept_exactly, update_with_zero_changes_nothing, orphans_are_reaped);
+    working_directory, arguments_are_kept_exactly, orphans_are_reaped);
 
 fn states_and_times(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("states")?);
@@ -433,25 +433,6 @@ fn arguments_are_kept_exactly(env: &mut Env<'_>) -> Result<()> {
     ))?;
     pod.remove()?;
     equal("arguments", out.trim_end(), "[a b][][$HOME][*][ü]")
-}
-
-fn update_with_zero_changes_nothing(env: &mut Env<'_>) -> Result<()> {
-    let (cri, pod) = (env.cri()?, env.pod("update")?);
-    let id = pod.started(&cri::shell("c", "exec sleep 1000"))?;
-    let linux = Some(pb::LinuxContainerResources::default());
-    let request = pb::UpdateContainerResourcesRequest {
-        container_id: id,
-        linux,
-        ..Default::default()
-    };
-    let answer = cri.update_container_resources(request);
-    let unimplemented = answer.as_ref().is_err_and(|e| e.code() == Code::Unimplemented);
-    pod.remove()?;
-    if unimplemented {
-        return crate::case::skip("UpdateContainerResources is not built yet");
-    }
-    answer?;
-    Ok(())
 }
 
 fn orphans_are_reaped(env: &mut Env<'_>) -> Result<()> {

@@ -13,6 +13,7 @@ pub(crate) mod logs;
 pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod recovery;
+pub(crate) mod resources;
 pub(crate) mod runtime;
 pub(crate) mod sandbox;
 pub(crate) mod scale;
@@ -72,6 +73,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         recovery::CASES,
         crash::CASES,
         stats::CASES,
+        resources::CASES,
         scale::CASES,
     ];
     groups.concat()

@@ -51,7 +51,7 @@ fn linux(cri: &Cri, pod: &Pod) -> Result<pb::LinuxPodSandboxStats> {
 }
 
 /// The cgroup of a container, from the verbose status.
-fn cgroup(cri: &Cri, id: &str) -> Result<PathBuf> {
+pub fn cgroup(cri: &Cri, id: &str) -> Result<PathBuf> {
     let request = pb::ContainerStatusRequest {
         container_id: id.to_owned(),
         verbose: true,

@@ -26,13 +26,13 @@ pub const PLAN: &[Boot] = &[
         kernel: Kernel::V6_1,
         init: Init::Small,
         tests: WALK,
-        limit: Duration::from_secs(400),
+        limit: Duration::from_secs(700),
     },
     Boot {
         kernel: Kernel::V6_12,
         init: Init::Small,
         tests: WALK,
-        limit: Duration::from_secs(400),
+        limit: Duration::from_secs(700),
     },
 ];
 
@@ -52,6 +52,7 @@ const WALK: &[&str] = &[
     "images::whiteouts_and_hard_links",
     "stats::counters_agree_with_the_cgroup",
     "stats::pod_counters",
+    "resources::",
 ];
 
 impl Boot {
