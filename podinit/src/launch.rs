@@ -127,7 +127,9 @@ impl Keeper {
         let null = self.null.as_fd();
         let held = &self.namespaces;
         let joined = match kind {
-            TaskKind::Exec => {
+            // A container that joins the pid namespace of another.
+            TaskKind::Container if target == 0 => None,
+            TaskKind::Exec | TaskKind::Container => {
                 let container = self
                     .tasks
                     .iter()
@@ -139,7 +141,7 @@ impl Keeper {
                         .as_fd(),
                 )
             }
-            TaskKind::Container | TaskKind::Pod => None,
+            TaskKind::Pod => None,
         };
         let namespaces = [&held.net, &held.ipc, &held.uts, &held.user, &held.pid];
         let mut slots: Vec<Option<BorrowedFd<'_>>> = Vec::with_capacity(16 + fds.mounts.len());

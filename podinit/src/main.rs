@@ -9,7 +9,8 @@
 //! ```
 //!
 //! once per daemon start as `podd-nest STATE-DIRECTORY` with a socket as fd 3, to make the nest (nest.rs), and as
-//! `podd-volumes` for each container that has volumes (volumes.rs).
+//! `podd-volumes` for each container that has volumes (volumes.rs), and as `podd-users` for each pod with a user
+//! namespace (users.rs).
 #![no_std]
 #![no_main]
 
@@ -20,6 +21,7 @@ mod launch;
 mod nest;
 mod output;
 mod task;
+mod users;
 mod volumes;
 
 use sys::privilege::{Privilege, set_privilege, set_umask};
@@ -35,6 +37,7 @@ fn main(args: Args) -> u32 {
     let made = match args.get(0) {
         Some(name) if name == c"podd-nest" => args.get(1).map_or(Err(sys::Errno::INVAL), nest::make),
         Some(name) if name == c"podd-volumes" => volumes::serve(),
+        Some(name) if name == c"podd-users" => users::make(),
         Some(_) => keep(),
         None => Err(sys::Errno::INVAL),
     };

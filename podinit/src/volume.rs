@@ -6,3 +6,5 @@ pub const RECURSIVE: u32 = 1;
 pub const CREATE: u32 = 2;
 /// The largest request: flags, a path and its NUL.
 pub const MAX_REQUEST: usize = 4 + 4096;
+/// The length of a reply: errno, kind, and number of the mount.
+pub const REPLY: usize = 16;

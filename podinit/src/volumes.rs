@@ -5,13 +5,14 @@
 //!
 //! ```text
 //! request := flags:u32 path NUL          1: with submounts   2: create a missing directory
-//! reply   := errno:u32 kind:u32          kind 0: directory, 1: anything else; with the mount as fd unless errno
+//! reply   := errno:u32 kind:u32 id:u64   kind 0: directory, 1: anything else; with the mount as fd unless errno;
+//!                                        id: number of the mount that the path is on, as mountinfo shows it
 //! ```
 
 use core::ffi::CStr;
-use podinit::volume::{CREATE, MAX_REQUEST, RECURSIVE};
+use podinit::volume::{CREATE, MAX_REQUEST, RECURSIVE, REPLY};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, mkdir, statat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxFlags, mkdir, statx};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use sys::{Errno, Result};
 
@@ -26,35 +27,49 @@ pub fn serve() -> Result<()> {
         };
         let path = CStr::from_bytes_with_nul(path).map_err(|_| Errno::INVAL)?;
         let opened = open(path, u32::from_le_bytes(*flags));
-        let (errno, kind) = match &opened {
-            Ok((_, kind)) => (0, *kind),
-            Err(errno) => (errno.raw_os_error().unsigned_abs(), 0),
+        let (errno, kind, id) = match &opened {
+            Ok(found) => (0, found.kind, found.on),
+            Err(errno) => (errno.raw_os_error().unsigned_abs(), 0, 0),
         };
-        let mut reply = [0u8; 8];
+        let mut reply = [0u8; REPLY];
         reply[..4].copy_from_slice(&errno.to_le_bytes());
-        reply[4..].copy_from_slice(&kind.to_le_bytes());
-        let mount = opened.ok().map(|(mount, _)| mount);
-        let fds: alloc::vec::Vec<_> = mount.iter().map(AsFd::as_fd).collect();
+        reply[4..8].copy_from_slice(&kind.to_le_bytes());
+        reply[8..].copy_from_slice(&id.to_le_bytes());
+        let fds: alloc::vec::Vec<_> = opened.iter().map(|found| found.mount.as_fd()).collect();
         sys::fdpass::send(&podd, &reply, &fds)?;
     }
 }
 
-fn open(path: &CStr, flags: u32) -> Result<(OwnedFd, u32)> {
-    let mut how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if flags & RECURSIVE != 0 {
-        how |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let mount = match open_tree(CWD, path, how) {
+struct Opened {
+    mount: OwnedFd,
+    kind: u32,
+    /// The mount that it was cloned from.
+    on: u64,
+}
+
+/// Resolves the path once; what is cloned is what was looked at.
+fn open(path: &CStr, flags: u32) -> Result<Opened> {
+    let place = match open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC) {
         // The CRI asks for an error, but kubelets rely on containerd and CRI-O, which create the directory.
         Err(Errno::NOENT) if flags & CREATE != 0 => {
             create_directories(path)?;
-            open_tree(CWD, path, how)?
+            open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)?
         }
         other => other?,
     };
-    let stat = statat(&mount, c"", AtFlags::EMPTY_PATH)?;
-    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    Ok((mount, u32::from(!directory)))
+    let mut how =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if flags & RECURSIVE != 0 {
+        how |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let wanted = StatxFlags::TYPE | StatxFlags::MNT_ID;
+    let stat = statx(&place, c"", AtFlags::EMPTY_PATH, wanted)?;
+    let directory = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory;
+    Ok(Opened {
+        mount: open_tree(&place, c"", how)?,
+        kind: u32::from(!directory),
+        on: stat.stx_mnt_id,
+    })
 }
 
 fn create_directories(path: &CStr) -> Result<()> {

@@ -19,6 +19,7 @@ pub(crate) mod sandbox;
 pub(crate) mod scale;
 pub(crate) mod security;
 pub(crate) mod stats;
+pub(crate) mod users;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -74,6 +75,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         crash::CASES,
         stats::CASES,
         resources::CASES,
+        users::CASES,
         scale::CASES,
     ];
     groups.concat()

@@ -1,6 +1,6 @@
 //! The plan of a container's first process.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
@@ -8,8 +8,9 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use super::namespaces::Layout;
 use super::process::{self, Variant};
 use super::text::{borrow, path, text, texts};
+use super::users::{Made, Users};
 use super::{CompileError, ContainerInputs, RootLayers, mounts};
-use crate::plan::{Device, PlanBuf, Step};
+use crate::plan::{Device, Layers, PlanBuf, Slot, Step};
 use linux_raw_sys::general as sys;
 
 /// Device nodes that every container has (OCI runtime spec, config-linux.md, "Default Devices").
@@ -40,14 +41,26 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     refuse_unknown(spec)?;
     let process = process::of(spec)?;
     let layout = Layout::of(spec)?;
+    let users = Users::of(spec, &layout)?;
+    let mut made = Made::behind(inputs.volumes.len());
     let mut plan = PlanBuf::new();
 
     process::oom_score(&mut plan, process)?;
+    if let Some(users) = &users {
+        users.before(&mut plan, process);
+    }
     layout.joins().for_each(|step| plan.push(&step));
+    let prepared = match &users {
+        Some(users) => Some(users.prepare(&mut plan, spec, inputs, &mut made)?),
+        None => None,
+    };
     plan.push(&Step::Clone {
         namespaces: layout.cloned,
         into_cgroup: inputs.process.into_cgroup,
     });
+    if users.is_some() {
+        plan.push(&Step::RootOfNamespace);
+    }
     if layout.cgroup {
         plan.push(&Step::Unshare(u64::from(sys::CLONE_NEWCGROUP)));
     }
@@ -58,9 +71,23 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
         plan.push(&Step::Hostname(&text("host name", hostname.as_str())?));
     }
 
-    root(&mut plan, &inputs.root)?;
-    mounts::push(&mut plan, spec, &inputs.nest, &inputs.volumes, |plan| {
-        fill_dev(plan, spec)
+    match prepared {
+        Some(slot) => plan.push(&Step::RootSlot(slot)),
+        None => {
+            images(&mut plan, inputs, false, &mut made)?;
+            root(&mut plan, &inputs.root)?;
+        }
+    }
+    mounts::push(&mut plan, spec, inputs, &made, |plan| {
+        if users.is_none() {
+            nodes(spec)?
+                .iter()
+                .for_each(|node| plan.push(&Step::Mknod(node.device(&node.path))));
+        }
+        for (path, target) in LINKS {
+            plan.push(&Step::Symlink { path, target });
+        }
+        Ok(())
     })?;
     protect(&mut plan, spec)?;
     if process.terminal() == Some(true) {
@@ -78,6 +105,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
             create_cwd: true,
             read_only_root,
             gate: true,
+            limits: users.is_none(),
         },
     )?;
     Ok(plan.finish())
@@ -100,10 +128,6 @@ fn refuse_unknown(spec: &Spec) -> Result<(), CompileError> {
             (
                 linux.sysctl().as_ref().is_some_and(|all| !all.is_empty()),
                 "sysctl of a container, not a pod",
-            ),
-            (
-                linux.uid_mappings().is_some() || linux.gid_mappings().is_some(),
-                "id mappings",
             ),
             (linux.mount_label().is_some(), "SELinux mount label"),
             (linux.personality().is_some(), "personality"),
@@ -136,51 +160,136 @@ fn root(plan: &mut PlanBuf, root: &RootLayers) -> Result<(), CompileError> {
     Ok(())
 }
 
-fn fill_dev(plan: &mut PlanBuf, spec: &Spec) -> Result<(), CompileError> {
-    let listed = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
-    let asked: Vec<&LinuxDevice> = listed.into_iter().flatten().collect();
-    for (path, major, minor) in NODES {
-        let mode = sys::S_IFCHR | 0o666;
-        if !asked
-            .iter()
-            .any(|device| device.path().as_os_str().as_encoded_bytes() == path.to_bytes())
-        {
-            plan.push(&Step::Mknod(Device {
-                path,
-                mode,
-                major,
-                minor,
-                uid: 0,
-                gid: 0,
-            }));
-        }
-    }
-    for device in asked {
-        node(plan, device)?;
-    }
-    for (path, target) in LINKS {
-        plan.push(&Step::Symlink { path, target });
+/// Appends the steps that make image volumes. Before the root: both are stacked at the same place.
+pub(super) fn images(
+    plan: &mut PlanBuf,
+    inputs: &ContainerInputs,
+    idmap: bool,
+    made: &mut Made,
+) -> Result<(), CompileError> {
+    for (destination, image) in &inputs.images {
+        let stack = Stack {
+            lowers: &image.lowers,
+            writable: false,
+            sub_path: &image.sub_path,
+        };
+        let slot = made.slot_at(destination);
+        stack.push(plan, slot, &inputs.root, idmap)?;
     }
     Ok(())
 }
 
-fn node(plan: &mut PlanBuf, device: &LinuxDevice) -> Result<(), CompileError> {
-    let kind = match device.typ() {
-        LinuxDeviceType::C | LinuxDeviceType::U => sys::S_IFCHR,
-        LinuxDeviceType::B => sys::S_IFBLK,
-        LinuxDeviceType::P => sys::S_IFIFO,
-        LinuxDeviceType::A => return Err(CompileError::Missing("type of a device")),
-    };
-    let number = |what, value: i64| u32::try_from(value).map_err(|_| CompileError::Range { what, value });
-    plan.push(&Step::Mknod(Device {
-        path: &path("device path", device.path())?,
-        mode: kind | (device.file_mode().unwrap_or(0o666) & 0o7777),
-        major: number("device major number", device.major())?,
-        minor: number("device minor number", device.minor())?,
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
-    }));
-    Ok(())
+/// Layers that are stacked before they are attached.
+pub(super) struct Stack<'a> {
+    pub lowers: &'a [String],
+    /// Changes go to the container's upper directory.
+    pub writable: bool,
+    pub sub_path: &'a str,
+}
+
+impl Stack<'_> {
+    pub fn push(
+        &self,
+        plan: &mut PlanBuf,
+        slot: Slot,
+        root: &RootLayers,
+        idmap: bool,
+    ) -> Result<(), CompileError> {
+        if self.lowers.is_empty() {
+            return Err(CompileError::Missing("layer"));
+        }
+        let lowers = texts("layer", self.lowers)?;
+        let base = path("layer directory", Path::new(&root.base))?;
+        let upper = path("upper directory", Path::new(&root.upper))?;
+        let work = path("work directory", Path::new(&root.work))?;
+        plan.push(&Step::MakeLayers {
+            slot,
+            layers: Layers {
+                base: &base,
+                lowers: borrow(&lowers),
+                writable: self.writable.then_some((&upper, &work)),
+            },
+            idmap,
+            sub_path: &text("sub path", self.sub_path)?,
+        });
+        Ok(())
+    }
+}
+
+/// A device node, owning its path.
+pub(super) struct Node {
+    pub path: CString,
+    mode: u32,
+    major: u32,
+    minor: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Node {
+    /// The node at a path.
+    pub fn device<'a>(&self, path: &'a CStr) -> Device<'a> {
+        Device {
+            path,
+            mode: self.mode,
+            major: self.major,
+            minor: self.minor,
+            uid: self.uid,
+            gid: self.gid,
+        }
+    }
+
+    /// The node in a /dev that is attached later. Elsewhere a user namespace has no nodes.
+    pub fn below_dev(&self) -> Result<Device<'_>, CompileError> {
+        let path = self.path.to_bytes_with_nul().strip_prefix(b"/dev");
+        let path = path.and_then(|path| CStr::from_bytes_with_nul(path).ok());
+        let path = path.filter(|path| path.to_bytes().first() == Some(&b'/'));
+        path.map(|path| self.device(path))
+            .ok_or_else(|| CompileError::Unsupported {
+                what: "device outside of /dev in a user namespace",
+                value: self.path.to_string_lossy().into_owned(),
+            })
+    }
+
+    fn of(device: &LinuxDevice) -> Result<Self, CompileError> {
+        let kind = match device.typ() {
+            LinuxDeviceType::C | LinuxDeviceType::U => sys::S_IFCHR,
+            LinuxDeviceType::B => sys::S_IFBLK,
+            LinuxDeviceType::P => sys::S_IFIFO,
+            LinuxDeviceType::A => return Err(CompileError::Missing("type of a device")),
+        };
+        let number = |what, value: i64| u32::try_from(value).map_err(|_| CompileError::Range { what, value });
+        Ok(Self {
+            path: path("device path", device.path())?,
+            mode: kind | (device.file_mode().unwrap_or(0o666) & 0o7777),
+            major: number("device major number", device.major())?,
+            minor: number("device minor number", device.minor())?,
+            uid: device.uid().unwrap_or(0),
+            gid: device.gid().unwrap_or(0),
+        })
+    }
+}
+
+/// The nodes of /dev: those that every container has, and what the spec asks for, which wins.
+pub(super) fn nodes(spec: &Spec) -> Result<Vec<Node>, CompileError> {
+    let listed = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
+    let asked: Vec<&LinuxDevice> = listed.into_iter().flatten().collect();
+    let usual = NODES.iter().filter(|(path, ..)| {
+        !asked
+            .iter()
+            .any(|device| device.path().as_os_str().as_encoded_bytes() == path.to_bytes())
+    });
+    let usual = usual.map(|&(path, major, minor)| {
+        Ok(Node {
+            path: path.to_owned(),
+            mode: sys::S_IFCHR | 0o666,
+            major,
+            minor,
+            uid: 0,
+            gid: 0,
+        })
+    });
+    usual.chain(asked.iter().map(|device| Node::of(device))).collect()
 }
 
 fn protect(plan: &mut PlanBuf, spec: &Spec) -> Result<(), CompileError> {

@@ -2,6 +2,7 @@
 
 use super::namespaces::{Layout, slot};
 use super::process::{self, Variant};
+use super::users::Users;
 use super::{CompileError, ExecInputs};
 use crate::plan::{PlanBuf, Step};
 use oci_spec::runtime::Spec;
@@ -15,8 +16,13 @@ use oci_spec::runtime::Spec;
 /// The spec or the inputs cannot become a plan.
 pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
     let mut plan = PlanBuf::new();
-    process::oom_score(&mut plan, process::of(spec)?)?;
+    let process = process::of(spec)?;
+    process::oom_score(&mut plan, process)?;
     let layout = Layout::of(spec)?;
+    let users = Users::of(spec, &layout)?;
+    if let Some(users) = &users {
+        users.before(&mut plan, process);
+    }
     plan.push(&Step::Join {
         slot: slot::TARGET,
         namespaces: layout.all() & !layout.cgroup(),
@@ -33,6 +39,9 @@ pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
             namespaces: layout.cgroup(),
         });
     }
+    if users.is_some() {
+        plan.push(&Step::RootOfNamespace);
+    }
     plan.push(&Step::NewSession);
     if inputs.terminal {
         plan.push(&Step::Console);
@@ -42,6 +51,7 @@ pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
         create_cwd: false,
         read_only_root: false,
         gate: false,
+        limits: users.is_none(),
     };
     process::finish(&mut plan, spec, &inputs.process, &variant)?;
     Ok(plan.finish())

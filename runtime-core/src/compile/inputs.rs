@@ -55,6 +55,15 @@ pub struct NestMount {
     pub kind: FileKind,
 }
 
+/// A mount whose source is an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageMount {
+    /// Layer directories relative to [`RootLayers::base`], from top to bottom; at least one.
+    pub lowers: Vec<String>,
+    /// Directory or file of the image, relative; empty means all of it.
+    pub sub_path: String,
+}
+
 /// What containers and execs have in common.
 #[derive(Clone, Debug)]
 pub struct ProcessInputs {
@@ -89,6 +98,8 @@ pub struct ContainerInputs {
     pub root: RootLayers,
     /// Bind mounts of the spec that come from the nest, by destination.
     pub nest: BTreeMap<PathBuf, NestMount>,
+    /// Mounts of the spec that come from images, by destination.
+    pub images: BTreeMap<PathBuf, ImageMount>,
     /// What the volumes are, in the order of [`super::volumes`]; volume n is in slot 12 + n.
     pub volumes: Vec<FileKind>,
     /// The process.
@@ -119,6 +130,8 @@ pub struct PodInputs {
     pub pid: bool,
     /// Host name; needs `uts`.
     pub hostname: Option<String>,
+    /// The pod has a user namespace, which comes as the first mount fd; its root is user and group so of the host.
+    pub user: Option<(u32, u32)>,
     /// Path below /proc/sys and value, written in order.
     pub sysctls: Vec<(String, String)>,
 }

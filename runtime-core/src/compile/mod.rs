@@ -19,15 +19,16 @@ mod process;
 #[cfg(test)]
 mod tests;
 mod text;
+mod users;
 
 pub use caps::{CapSet, UnknownCap};
 pub use container::container;
 pub use error::CompileError;
 pub use exec::exec;
 pub use inputs::{
-    ContainerInputs, ExecInputs, Identity, NestMount, PodInputs, ProcessInputs, RootLayers, Who,
+    ContainerInputs, ExecInputs, Identity, ImageMount, NestMount, PodInputs, ProcessInputs, RootLayers, Who,
 };
 pub use mounts::{Volume, volumes};
-pub use namespaces::{joined_namespace_path, slot};
+pub use namespaces::{joined_namespace_path, slot, target_namespace_path};
 pub use pod::pod;
 pub use process::DEFAULT_PATH;

@@ -9,7 +9,8 @@ use oci_spec::runtime::{Mount, Spec};
 
 use super::namespaces::slot;
 use super::text::{path, text};
-use super::{CompileError, NestMount};
+use super::users::Made;
+use super::{CompileError, ContainerInputs, NestMount};
 use crate::plan::{Attr, FileKind, PlanBuf, Slot, Step, attr, mount_flag};
 
 /// File systems that a plan can make.
@@ -67,21 +68,23 @@ fn nth_slot(n: usize) -> Slot {
 pub(super) fn push(
     plan: &mut PlanBuf,
     spec: &Spec,
-    nest: &BTreeMap<PathBuf, NestMount>,
-    kinds: &[FileKind],
+    inputs: &ContainerInputs,
+    made: &Made,
     mut fill_dev: impl FnMut(&mut PlanBuf) -> Result<(), CompileError>,
 ) -> Result<(), CompileError> {
     let mut used = 0;
     for mount in spec.mounts().iter().flatten() {
         let options = Options::parse(mount)?;
-        let target = path("mount destination", mount.destination())?;
-        if !options.bind {
+        let (destination, target) = (
+            mount.destination(),
+            path("mount destination", mount.destination())?,
+        );
+        let nest = inputs.nest.get(destination).filter(|_| options.bind);
+        if let Some(slot) = made.at(destination) {
+            attach(plan, inputs, mount, &options, slot)?;
+        } else if !options.bind {
             new(plan, mount, &options, &target)?;
-            // As other runtimes do: a /dev that is the host's is left as it is.
-            if mount.destination() == Path::new("/dev") {
-                fill_dev(plan)?;
-            }
-        } else if let Some(NestMount { path: source, kind }) = nest.get(mount.destination()) {
+        } else if let Some(NestMount { path: source, kind }) = nest {
             let source = path("nest path", Path::new(source))?;
             plan.push(&Step::MountNest {
                 source: &source,
@@ -90,48 +93,76 @@ pub(super) fn push(
                 attrs: options.attrs,
             });
         } else {
-            if let Some(&kind) = kinds.get(used) {
-                plan.push(&Step::MountSlot {
-                    slot: nth_slot(used),
-                    target: &target,
-                    kind,
-                    attrs: options.attrs,
-                    recursive: options.recursive_readonly,
-                    propagation: options.propagation,
-                });
+            if let Some(&kind) = inputs.volumes.get(used) {
+                slot(plan, nth_slot(used), &target, kind, &options);
             }
             used += 1;
         }
+        // As other runtimes do: a /dev that is the host's is left as it is.
+        if !options.bind && destination == Path::new("/dev") {
+            fill_dev(plan)?;
+        }
     }
-    if used == kinds.len() {
+    if used == inputs.volumes.len() {
         Ok(())
     } else {
         Err(CompileError::VolumeCount {
             wanted: used,
-            given: kinds.len(),
+            given: inputs.volumes.len(),
         })
     }
 }
 
-fn new(plan: &mut PlanBuf, mount: &Mount, options: &Options, target: &CString) -> Result<(), CompileError> {
-    let typ = match mount.typ().as_deref() {
-        Some("cgroup") => "cgroup2",
-        Some(typ) if NEW.contains(&typ) => typ,
-        other => {
-            let value = other.unwrap_or_default().to_owned();
-            return Err(CompileError::Unsupported {
-                what: "mount type",
-                value,
-            });
-        }
+fn slot(plan: &mut PlanBuf, slot: Slot, target: &CString, kind: FileKind, options: &Options) {
+    plan.push(&Step::MountSlot {
+        slot,
+        target,
+        kind,
+        attrs: options.attrs,
+        recursive: options.recursive_readonly,
+        propagation: options.propagation,
+    });
+}
+
+/// Attaches what was made before.
+fn attach(
+    plan: &mut PlanBuf,
+    inputs: &ContainerInputs,
+    mount: &Mount,
+    options: &Options,
+    number: Slot,
+) -> Result<(), CompileError> {
+    let target = path("mount destination", mount.destination())?;
+    if inputs.images.contains_key(mount.destination()) {
+        plan.push(&Step::MountLayers {
+            slot: number,
+            target: &target,
+            attrs: options.attrs,
+        });
+        return Ok(());
+    }
+    let nest = inputs.nest.get(mount.destination()).filter(|_| options.bind);
+    // The attributes of a new file system were set when it was made.
+    let plain = Options {
+        propagation: 0,
+        ..Options::default()
     };
+    match nest {
+        Some(nest) => slot(plan, number, &target, nest.kind, options),
+        None => slot(plan, number, &target, FileKind::Directory, &plain),
+    }
+    Ok(())
+}
+
+fn new(plan: &mut PlanBuf, mount: &Mount, options: &Options, target: &CString) -> Result<(), CompileError> {
+    let typ = new_type(mount)?;
     let mut data = options.data.clone();
     if let Some(source) = mount.source() {
         let source = text("mount source", source.as_os_str().as_encoded_bytes())?;
         data.insert(0, (c"source".to_owned(), source));
     }
     plan.push(&Step::MountNew {
-        fstype: &text("mount type", typ)?,
+        fstype: &typ,
         target,
         options: data
             .iter()
@@ -142,15 +173,29 @@ fn new(plan: &mut PlanBuf, mount: &Mount, options: &Options, target: &CString) -
     Ok(())
 }
 
+/// The type of a file system that a plan can make.
+pub(super) fn new_type(mount: &Mount) -> Result<CString, CompileError> {
+    match mount.typ().as_deref() {
+        Some("cgroup") => Ok(c"cgroup2".to_owned()),
+        Some(typ) if NEW.contains(&typ) => text("mount type", typ),
+        other => Err(CompileError::Unsupported {
+            what: "mount type",
+            value: other.unwrap_or_default().to_owned(),
+        }),
+    }
+}
+
 /// fstab-style options of one mount, understood.
 #[derive(Debug, Default)]
-struct Options {
-    bind: bool,
+pub(super) struct Options {
+    pub bind: bool,
     recursive: bool,
     recursive_readonly: bool,
-    attrs: Attr,
+    /// The source gets the ids of the container's user namespace.
+    pub idmap: bool,
+    pub attrs: Attr,
     propagation: u64,
-    data: Vec<(CString, CString)>,
+    pub data: Vec<(CString, CString)>,
 }
 
 /// The mount attributes that neither [`attr`] names nor a volume needs.
@@ -160,7 +205,7 @@ const NODIRATIME: Attr = sys::MOUNT_ATTR_NODIRATIME as Attr;
 const NOSYMFOLLOW: Attr = sys::MOUNT_ATTR_NOSYMFOLLOW as Attr;
 
 impl Options {
-    fn parse(mount: &Mount) -> Result<Self, CompileError> {
+    pub fn parse(mount: &Mount) -> Result<Self, CompileError> {
         let bind = mount.typ().as_deref() == Some("bind");
         let mut parsed = Self {
             bind,
@@ -170,13 +215,7 @@ impl Options {
         for option in mount.options().iter().flatten() {
             parsed.option(option)?;
         }
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            let value = mount.destination().display().to_string();
-            return Err(CompileError::Unsupported {
-                what: "id-mapped mount",
-                value,
-            });
-        }
+        parsed.idmap = mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
         if parsed.bind && !parsed.data.is_empty() {
             let value = mount
                 .options()

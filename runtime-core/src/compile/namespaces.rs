@@ -29,6 +29,12 @@ pub mod slot {
     pub const FIRST_MOUNT: Slot = 12;
 }
 
+/// The path that marks the pid namespace of a spec as that of another container of the pod.
+#[must_use]
+pub fn target_namespace_path() -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", slot::TARGET))
+}
+
 /// The path that marks a namespace of a spec as the pod's; `None` for types that no pod holds.
 #[must_use]
 pub fn joined_namespace_path(kind: LinuxNamespaceType) -> Option<PathBuf> {
@@ -41,6 +47,7 @@ fn pod_slot(kind: LinuxNamespaceType) -> Option<Slot> {
         LinuxNamespaceType::Ipc => Some(slot::IPC),
         LinuxNamespaceType::Uts => Some(slot::UTS),
         LinuxNamespaceType::Pid => Some(slot::PID),
+        LinuxNamespaceType::User => Some(slot::USER),
         _ => None,
     }
 }
@@ -53,8 +60,9 @@ fn flag(kind: LinuxNamespaceType) -> Option<Namespaces> {
         LinuxNamespaceType::Ipc => sys::CLONE_NEWIPC,
         LinuxNamespaceType::Pid => sys::CLONE_NEWPID,
         LinuxNamespaceType::Network => sys::CLONE_NEWNET,
-        // User namespaces are not built yet; time namespaces belong to no CRI field.
-        LinuxNamespaceType::User | LinuxNamespaceType::Time => return None,
+        LinuxNamespaceType::User => sys::CLONE_NEWUSER,
+        // Time namespaces belong to no CRI field.
+        LinuxNamespaceType::Time => return None,
     };
     Some(Namespaces::from(bit))
 }
@@ -66,6 +74,8 @@ pub(super) struct Layout {
     pub joined: Vec<(Slot, Namespaces)>,
     /// Made by the clone that makes the container.
     pub cloned: Namespaces,
+    /// The pod has a user namespace, which is joined last: what comes after happens with its privileges only.
+    pub user: bool,
     /// A cgroup namespace, unshared after the clone: before it, the root would be the stage's cgroup.
     pub cgroup: bool,
 }
@@ -87,6 +97,16 @@ impl Layout {
             let bit = flag(kind).ok_or_else(|| unsupported(kind.to_string()))?;
             match namespace.path() {
                 None if bit == Namespaces::from(sys::CLONE_NEWCGROUP) => layout.cgroup = true,
+                None if kind == LinuxNamespaceType::User => return Err(unsupported(kind.to_string())),
+                Some(path) if kind == LinuxNamespaceType::Pid && *path == target_namespace_path() => {
+                    layout.joined.push((slot::TARGET, bit));
+                }
+                Some(path)
+                    if kind == LinuxNamespaceType::User
+                        && Some(path) == joined_namespace_path(kind).as_ref() =>
+                {
+                    layout.user = true;
+                }
                 None => layout.cloned |= bit,
                 Some(path) if Some(path) == joined_namespace_path(kind).as_ref() => {
                     // A descriptor marked as the pod's has a slot: the comparison above found its path.
@@ -105,9 +125,14 @@ impl Layout {
 
     /// What a process has to enter to be in the container: everything that is not the host's.
     pub fn all(&self) -> Namespaces {
+        let user = if self.user {
+            Namespaces::from(sys::CLONE_NEWUSER)
+        } else {
+            0
+        };
         self.joined
             .iter()
-            .fold(self.cloned | self.cgroup(), |all, (_, bit)| all | bit)
+            .fold(self.cloned | self.cgroup() | user, |all, (_, bit)| all | bit)
     }
 
     /// The container's cgroup namespace, where it has one.

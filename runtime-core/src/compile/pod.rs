@@ -16,6 +16,19 @@ const HOSTNAME_MAX: usize = 64;
 /// The inputs cannot become a plan.
 pub fn pod(inputs: &PodInputs) -> Result<Vec<u8>, CompileError> {
     let mut plan = PlanBuf::new();
+    if let Some((uid, gid)) = inputs.user {
+        // Made by podinit before anyone knew whose it would be; a tmpfs can be given other ids from 6.3 only.
+        plan.push(&Step::Chown {
+            path: c"/shm",
+            uid,
+            gid,
+        });
+        // First, so that it owns the namespaces that follow.
+        plan.push(&Step::Join {
+            slot: super::slot::FIRST_MOUNT,
+            namespaces: Namespaces::from(sys::CLONE_NEWUSER),
+        });
+    }
     let wanted = [
         (inputs.network, sys::CLONE_NEWNET),
         (inputs.ipc, sys::CLONE_NEWIPC),

@@ -22,6 +22,8 @@ pub(super) struct Variant<'a> {
     pub read_only_root: bool,
     /// Wait between confinement and `execve`.
     pub gate: bool,
+    /// Set the resource limits; else that was done before.
+    pub limits: bool,
 }
 
 /// The spec's process, which no plan can do without.
@@ -52,7 +54,9 @@ pub(super) fn finish(
     variant: &Variant<'_>,
 ) -> Result<(), CompileError> {
     let process = of(spec)?;
-    rlimits(plan, process);
+    if variant.limits {
+        rlimits(plan, process);
+    }
     identity(plan, process, inputs)?;
 
     let cwd = path("working directory", process.cwd())?;
@@ -100,7 +104,8 @@ pub(super) fn finish(
     Ok(())
 }
 
-fn rlimits(plan: &mut PlanBuf, process: &Process) {
+/// Appends the resource limits. Only the initial user namespace may raise hard ones.
+pub(super) fn rlimits(plan: &mut PlanBuf, process: &Process) {
     for limit in process.rlimits().iter().flatten() {
         plan.push(&Step::Rlimit {
             resource: resource(limit.typ()),

@@ -84,6 +84,7 @@ fn inputs() -> ContainerInputs {
             work: "/store/c/1/work".into(),
         },
         nest: BTreeMap::from([(PathBuf::from("/dev/shm"), shm)]),
+        images: BTreeMap::new(),
         volumes: vec![FileKind::Directory, FileKind::File],
         process: ProcessInputs {
             into_cgroup: true,
@@ -317,6 +318,7 @@ Exec { argv: ["true"], env: ["PATH=/bin:/usr/bin", "A=b"] }
 #[test]
 fn a_pod_plan_makes_what_is_asked_and_holds_it() {
     let all = PodInputs {
+        user: None,
         network: true,
         ipc: true,
         uts: true,
@@ -467,4 +469,49 @@ fn refused<const N: usize>(cases: [(&str, Value, &str); N]) {
         let error = container(&spec_with(pointer, value), &inputs()).unwrap_err();
         assert_eq!(error.to_string(), message);
     }
+}
+
+#[test]
+fn a_user_namespace_is_joined_when_all_is_made_that_it_may_not_make() {
+    let mut json = spec_json();
+    let namespaces = json["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({ "type": "user", "path": "/proc/self/fd/9" }));
+    let map = json!([{ "containerID": 0, "hostID": 70_000, "size": 65536 }]);
+    json["linux"]["uidMappings"] = map.clone();
+    json["linux"]["gidMappings"] = map.clone();
+    let mounts = json["mounts"].as_array_mut().unwrap();
+    (mounts[4]["uidMappings"], mounts[4]["gidMappings"]) = (map.clone(), map);
+    mounts.push(json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] }));
+    mounts.push(json!({ "destination": "/image", "type": "overlay", "options": ["ro"] }));
+    let mapped: Spec = serde_json::from_value(json.clone()).unwrap();
+    let mut inputs = inputs();
+    let image = ImageMount {
+        lowers: vec!["cc".into()],
+        sub_path: "etc".into(),
+    };
+    inputs.images = BTreeMap::from([(PathBuf::from("/image"), image)]);
+    let plan = container(&mapped, &inputs).unwrap();
+    let expected = "OomScoreAdj Rlimit OwnStdio Join Join Join Unshare MakeNew MakeClone MapIds MakeNew MakeLayers \
+        MakeLayers Join Clone RootOfNamespace Unshare NewSession RootSlot MountNew MountSlot Symlink Symlink Symlink \
+        Symlink Symlink Symlink MountNew MountSlot MountSlot MountSlot MountSlot MountLayers Mask ReadOnly PivotRoot \
+        Identity WorkDir RootReadOnly FindProgram NoNewPrivileges Become Gate Exec";
+    assert_eq!(outline(&plan), expected);
+    let printed = print(&plan);
+    for step in [
+        "OwnStdio { uid: 70000, gid: 70000 }",
+        "MapIds(12)",
+        "Join { slot: 9, namespaces: 268435456 }",
+        r#"(\"uid\", \"70000\")"#.replace('\\', "").as_str(),
+        r#"MakeLayers { slot: 17, layers: Layers { base: "/store/layers", lowers: ["cc"], writable: None }, idmap: true, sub_path: "etc" }"#,
+        r#"MountLayers { slot: 17, target: "/image", attrs: 1 }"#,
+        "RootSlot(18)",
+    ] {
+        assert!(printed.contains(step), "{step} is not in\n{printed}");
+    }
+    json["linux"]["namespaces"].as_array_mut().unwrap().pop();
+    let unmapped: Spec = serde_json::from_value(json).unwrap();
+    assert_eq!(
+        container(&unmapped, &inputs).unwrap_err(),
+        CompileError::Missing("user namespace for its id mappings")
+    );
 }

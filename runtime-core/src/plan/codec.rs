@@ -8,7 +8,7 @@
 //!
 //! The stage that reads a plan came with it, so the format has no compatibility to keep.
 
-use super::step::{Caps, Device, FileKind, GroupsPolicy, Step, UserRef};
+use super::step::{Caps, Device, FileKind, GroupsPolicy, Layers, Step, UserRef};
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
@@ -132,6 +132,14 @@ impl Writer<'_> {
         self
     }
 
+    fn pairs(&mut self, v: &[(&CStr, &CStr)]) -> &mut Self {
+        self.u32(u32::try_from(v.len()).unwrap_or(u32::MAX));
+        for (key, value) in v {
+            self.text(key).text(value);
+        }
+        self
+    }
+
     fn kind(&mut self, v: FileKind) -> &mut Self {
         self.u32(match v {
             FileKind::Directory => 0,
@@ -181,11 +189,7 @@ impl Writer<'_> {
                 options,
                 attrs,
             } => {
-                self.text(fstype).text(target).u64(*attrs);
-                self.u32(u32::try_from(options.len()).unwrap_or(u32::MAX));
-                for (key, value) in options {
-                    self.text(key).text(value);
-                }
+                self.text(fstype).text(target).u64(*attrs).pairs(options);
                 9
             }
             Step::MountNest {
@@ -250,6 +254,47 @@ impl Writer<'_> {
             Step::Seccomp { program, flags } => (self.bytes(program).u32(*flags), 27).1,
             Step::Exec { argv, env } => (self.texts(argv).texts(env), 28).1,
             Step::Hold => 29,
+            _ => self.made(step),
+        }
+    }
+
+    /// The steps of mounts that are made before they are attached, and of user namespaces.
+    fn made(&mut self, step: &Step<'_>) -> u16 {
+        match step {
+            Step::MakeClone { slot, source } => (self.u32(*slot).text(source), 30).1,
+            Step::MakeNew {
+                slot,
+                fstype,
+                options,
+                attrs,
+                nodes,
+            } => {
+                self.u32(*slot).text(fstype).pairs(options).u64(*attrs);
+                self.u32(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
+                nodes.iter().for_each(|node| self.device(node));
+                31
+            }
+            Step::MakeLayers {
+                slot,
+                layers,
+                idmap,
+                sub_path,
+            } => {
+                self.u32(*slot).text(layers.base).texts(&layers.lowers);
+                self.u32(layers.writable.is_some().into());
+                if let Some((upper, work)) = layers.writable {
+                    self.text(upper).text(work);
+                }
+                self.u32((*idmap).into()).text(sub_path);
+                32
+            }
+            Step::MapIds(slot) => (self.u32(*slot), 33).1,
+            Step::MountLayers { slot, target, attrs } => (self.u32(*slot).text(target).u64(*attrs), 34).1,
+            Step::RootSlot(slot) => (self.u32(*slot), 35).1,
+            Step::OwnStdio { uid, gid } => (self.u32(*uid).u32(*gid), 36).1,
+            Step::Chown { path, uid, gid } => (self.text(path).u32(*uid).u32(*gid), 37).1,
+            // `step` has written every other one.
+            _ => 38,
         }
     }
 }
@@ -436,148 +481,57 @@ impl<'a> Reader<'a> {
                 env: self.list(Self::text)?,
             },
             29 => Step::Hold,
+            other => self.made(other)?,
+        })
+    }
+
+    fn made(&mut self, opcode: u16) -> Result<Step<'a>, DecodeError> {
+        Ok(match opcode {
+            30 => Step::MakeClone {
+                slot: self.u32()?,
+                source: self.text()?,
+            },
+            31 => Step::MakeNew {
+                slot: self.u32()?,
+                fstype: self.text()?,
+                options: self.list(|r| Ok((r.text()?, r.text()?)))?,
+                attrs: self.u64()?,
+                nodes: self.list(Self::device)?,
+            },
+            32 => Step::MakeLayers {
+                slot: self.u32()?,
+                layers: Layers {
+                    base: self.text()?,
+                    lowers: self.list(Self::text)?,
+                    writable: match self.bool()? {
+                        true => Some((self.text()?, self.text()?)),
+                        false => None,
+                    },
+                },
+                idmap: self.bool()?,
+                sub_path: self.text()?,
+            },
+            33 => Step::MapIds(self.u32()?),
+            34 => Step::MountLayers {
+                slot: self.u32()?,
+                target: self.text()?,
+                attrs: self.u64()?,
+            },
+            35 => Step::RootSlot(self.u32()?),
+            36 => Step::OwnStdio {
+                uid: self.u32()?,
+                gid: self.u32()?,
+            },
+            37 => Step::Chown {
+                path: self.text()?,
+                uid: self.u32()?,
+                gid: self.u32()?,
+            },
+            38 => Step::RootOfNamespace,
             other => return Err(DecodeError::Unknown(other)),
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::vec;
-
-    fn every_step() -> Vec<Step<'static>> {
-        vec![
-            Step::OomScoreAdj(-997),
-            Step::Join {
-                slot: 6,
-                namespaces: 0x4000_0000,
-            },
-            Step::Clone {
-                namespaces: 0x2002_0000,
-                into_cgroup: true,
-            },
-            Step::Unshare(0x0200_0000),
-            Step::NewSession,
-            Step::Hostname(c"web-0"),
-            Step::Sysctl {
-                key: c"net/ipv4/ping_group_range",
-                value: c"0 0",
-            },
-            Step::RootOverlay {
-                lowers: vec![c"2", c"1"],
-                base: c"/store/layers",
-                upper: c"/u",
-                work: c"/w",
-            },
-            Step::MountNew {
-                fstype: c"tmpfs",
-                target: c"/dev",
-                options: vec![(c"mode", c"755")],
-                attrs: 2,
-            },
-            Step::MountNest {
-                source: c"/shm",
-                target: c"/dev/shm",
-                kind: FileKind::Directory,
-                attrs: 14,
-            },
-            Step::MountSlot {
-                slot: 12,
-                target: c"/etc/hosts",
-                kind: FileKind::File,
-                attrs: 1,
-                recursive: true,
-                propagation: 1 << 18,
-            },
-            Step::Mknod(Device {
-                path: c"/dev/null",
-                mode: 0o20666,
-                major: 1,
-                minor: 3,
-                uid: 0,
-                gid: 0,
-            }),
-            Step::Symlink {
-                path: c"/dev/fd",
-                target: c"/proc/self/fd",
-            },
-            Step::Console,
-            Step::Mask(c"/proc/kcore"),
-            Step::ReadOnly(c"/proc/sys"),
-            Step::PivotRoot,
-            Step::RootReadOnly,
-            Step::Rlimit {
-                resource: 7,
-                soft: 1024,
-                hard: 524_288,
-            },
-            Step::WorkDir {
-                path: c"/",
-                create: true,
-            },
-            Step::Identity {
-                user: UserRef::Name(c"www-data"),
-                group: UserRef::Id(33),
-                groups: vec![1, 2],
-                policy: GroupsPolicy::Strict,
-            },
-            Step::AppArmor(c"podd-default"),
-            Step::FindProgram {
-                name: c"sh",
-                path: c"/bin:/usr/bin",
-            },
-            Step::Become(Caps {
-                bounding: 1,
-                permitted: 2,
-                inheritable: 3,
-                ambient: 4,
-            }),
-            Step::NoNewPrivileges,
-            Step::Gate,
-            Step::Seccomp {
-                program: b"12345678",
-                flags: 1,
-            },
-            Step::Exec {
-                argv: vec![c"sh", c"-c"],
-                env: vec![c"A=1"],
-            },
-            Step::Hold,
-        ]
-    }
-
-    #[test]
-    fn a_plan_decodes_to_what_was_encoded() {
-        let steps = every_step();
-        let mut buf = PlanBuf::new();
-        steps.iter().for_each(|step| buf.push(step));
-        let bytes = buf.finish();
-        assert_eq!(Plan::decode(&bytes), Ok(Plan { steps }));
-    }
-
-    #[test]
-    fn no_cut_plan_decodes_whole() {
-        let mut buf = PlanBuf::new();
-        every_step().iter().for_each(|step| buf.push(step));
-        let bytes = buf.finish();
-        let whole = every_step().len();
-        for end in 0..bytes.len() {
-            let cut = Plan::decode(&bytes[..end]).map_or(0, |plan| plan.steps.len());
-            assert!(cut < whole, "cut at {end}");
-        }
-    }
-
-    #[test]
-    fn foreign_bytes_are_refused_by_name() {
-        assert_eq!(Plan::decode(b"PODDPLN0"), Err(DecodeError::Magic));
-        let unknown = [MAGIC.as_slice(), &[0xff, 0x7f, 0, 0, 0, 0, 0, 0]].concat();
-        assert_eq!(Plan::decode(&unknown), Err(DecodeError::Unknown(0x7fff)));
-        let string_without_nul = [
-            MAGIC.as_slice(),
-            &[15, 0, 0, 0, 6, 0, 0, 0, 1, 0, 0, 0, b'a', b'b'],
-        ]
-        .concat();
-        assert_eq!(Plan::decode(&string_without_nul), Err(DecodeError::String));
-    }
-}
+mod tests;

@@ -11,5 +11,5 @@ mod step;
 
 pub use codec::{DecodeError, Plan, PlanBuf};
 pub use step::{
-    Attr, Caps, Device, FileKind, GroupsPolicy, Namespaces, Slot, Step, UserRef, attr, mount_flag,
+    Attr, Caps, Device, FileKind, GroupsPolicy, Layers, Namespaces, Slot, Step, UserRef, attr, mount_flag,
 };

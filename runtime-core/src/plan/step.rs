@@ -97,6 +97,17 @@ pub struct Caps {
     pub ambient: u64,
 }
 
+/// Layers of an overlay, and where changes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers<'a> {
+    /// Directory of the nest that layer names start from, such as `/store/layers`.
+    pub base: &'a CStr,
+    /// Layer directories from top to bottom, relative to `base`.
+    pub lowers: Vec<&'a CStr>,
+    /// Upper and work directory in the nest; without them the stack is read-only.
+    pub writable: Option<(&'a CStr, &'a CStr)>,
+}
+
 /// One kernel step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step<'a> {
@@ -177,6 +188,68 @@ pub enum Step<'a> {
         /// One of [`mount_flag`].
         propagation: u64,
     },
+    /// Clone a path of the nest, detached, as mount `slot`.
+    MakeClone {
+        /// The next mount slot.
+        slot: Slot,
+        /// Path in the nest.
+        source: &'a CStr,
+    },
+    /// Make a file system with device nodes in it, detached, as mount `slot`: what a user namespace may not do.
+    MakeNew {
+        /// The next mount slot.
+        slot: Slot,
+        /// File system type.
+        fstype: &'a CStr,
+        /// fsconfig(2) strings; an empty value is a flag.
+        options: Vec<(&'a CStr, &'a CStr)>,
+        /// Mount attributes.
+        attrs: Attr,
+        /// Nodes to make; their paths start at the new file system's root.
+        nodes: Vec<Device<'a>>,
+    },
+    /// Stack layers, detached, as mount `slot`: an image volume, or the root of a pod with a user namespace.
+    MakeLayers {
+        /// The next mount slot.
+        slot: Slot,
+        /// What is stacked.
+        layers: Layers<'a>,
+        /// Give the layers the ids of the pod's user namespace.
+        idmap: bool,
+        /// Directory or file of the stack to take, resolved inside it; empty means all.
+        sub_path: &'a CStr,
+    },
+    /// Give the detached mount of a slot, and what is below it, the ids of the pod's user namespace.
+    MapIds(Slot),
+    /// Attach the detached mount of a slot that may be a directory or a file.
+    MountLayers {
+        /// Mount slot.
+        slot: Slot,
+        /// Where.
+        target: &'a CStr,
+        /// Attributes to set.
+        attrs: Attr,
+    },
+    /// Attach the detached mount of a slot at the nest's /rootfs and make it the root for all later steps.
+    RootSlot(Slot),
+    /// Give the pipes on stdio to an owner, as the host numbers it.
+    OwnStdio {
+        /// User id on the host.
+        uid: u32,
+        /// Group id on the host.
+        gid: u32,
+    },
+    /// Change the owner of a path of the nest.
+    Chown {
+        /// Path in the nest.
+        path: &'a CStr,
+        /// User id on the host.
+        uid: u32,
+        /// Group id on the host.
+        gid: u32,
+    },
+    /// Become user and group 0 of the user namespace that was joined, without supplementary groups.
+    RootOfNamespace,
     /// mknod(2) in the container's root.
     Mknod(Device<'a>),
     /// symlink(2) in the container's root; an existing entry is left alone.

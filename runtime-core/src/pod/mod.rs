@@ -1,8 +1,9 @@
 //! podd's side of podinit: the embedded programs, the nest, starting and finding a podinit, its frames, and the
-//! helper that opens volumes. Blocking calls that take microseconds; who waits for answers is the caller's affair.
+//! helpers that open volumes and make user namespaces. Blocking calls that take microseconds; who waits for answers is the caller's affair.
 
 mod programs;
 mod socket;
+mod users;
 mod volumes;
 
 pub use podinit::report::{Failure, Identity, Report};
@@ -11,4 +12,5 @@ pub use podinit::wire::{
 };
 pub use programs::{Programs, SealError};
 pub use socket::{Podinit, Received, connect, listen, receive, send, spawn};
+pub use users::{IdRange, ProbeError, UserNamespaces, probe_user_namespaces, user_namespace};
 pub use volumes::{OpenVolume, VolumeError, Volumes};

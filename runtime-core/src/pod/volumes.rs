@@ -7,14 +7,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use podinit::volume::{CREATE, MAX_REQUEST, RECURSIVE};
+use podinit::volume::{CREATE, MAX_REQUEST, RECURSIVE, REPLY};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use sys::spawn::{Spawn, spawn};
 
 use super::Programs;
-use crate::plan::FileKind;
+use crate::plan::{FileKind, mount_flag};
 
 /// Why a volume could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,19 @@ pub enum VolumeError {
         path: PathBuf,
         /// How long was waited.
         deadline: Duration,
+    },
+    /// The request asks for mounts to cross, and the host's mount does not let them.
+    #[error(
+        "the volume {} is on the mount {}, which {}: mount events cannot reach the container",
+        path.display(), mount.display(), if *slave { "is neither a shared nor a slave mount" } else { "is not a shared mount" }
+    )]
+    Propagation {
+        /// Path on the host.
+        path: PathBuf,
+        /// Where the mount is that the path is on.
+        mount: PathBuf,
+        /// A slave mount would do.
+        slave: bool,
     },
     /// The helper process could not be started or died.
     #[error("cannot run the process that opens volumes")]
@@ -88,10 +101,11 @@ impl Volumes {
     }
 
     /// Opens one path: with the mounts below it when `recursive`, created as a directory when it is missing.
+    /// `propagation` is one of [`mount_flag`]: slave and shared need a mount that is itself shared.
     ///
     /// # Errors
-    /// The path cannot be opened or hangs. After the latter nothing else can be opened here.
-    pub fn open(&self, path: &Path, recursive: bool) -> Result<OpenVolume, VolumeError> {
+    /// The path cannot be opened or hangs, after which nothing else can be opened here, or its mount is private.
+    pub fn open(&self, path: &Path, recursive: bool, propagation: u64) -> Result<OpenVolume, VolumeError> {
         let refused = |source: io::Error| VolumeError::Open {
             path: path.to_owned(),
             source,
@@ -110,11 +124,12 @@ impl Volumes {
                 deadline: self.deadline,
             });
         }
-        let (mut reply, mut fds) = ([0u8; 8], Vec::new());
+        let (mut reply, mut fds) = ([0u8; REPLY], Vec::new());
         let n = sys::fdpass::receive(&self.socket, &mut reply, &mut fds).map_err(helper)?;
         let word = |at: usize| u32::from_le_bytes([reply[at], reply[at + 1], reply[at + 2], reply[at + 3]]);
         match (n, word(0), fds.pop()) {
-            (8, 0, Some(mount)) => {
+            (REPLY, 0, Some(mount)) => {
+                check(path, u64::from(word(8)) | u64::from(word(12)) << 32, propagation)?;
                 let kind = if word(4) == 0 {
                     FileKind::Directory
                 } else {
@@ -122,7 +137,9 @@ impl Volumes {
                 };
                 Ok(OpenVolume { mount, kind })
             }
-            (8, errno, _) if errno != 0 => Err(refused(io::Error::from_raw_os_error(errno.cast_signed()))),
+            (REPLY, errno, _) if errno != 0 => {
+                Err(refused(io::Error::from_raw_os_error(errno.cast_signed())))
+            }
             _ => Err(VolumeError::Helper(io::ErrorKind::UnexpectedEof.into())),
         }
     }
@@ -141,6 +158,52 @@ impl Volumes {
     }
 }
 
+/// Whether mount events can cross as the request asks, as the documentation of the CRI demands.
+fn check(path: &Path, on: u64, propagation: u64) -> Result<(), VolumeError> {
+    if propagation == mount_flag::PRIVATE {
+        return Ok(());
+    }
+    let table = std::fs::read("/proc/self/mountinfo").map_err(VolumeError::Helper)?;
+    // One that is gone again was seen a moment ago: what is mounted then is for the kernel to say.
+    let Some(mount) = MountLine::find(&table, on) else {
+        return Ok(());
+    };
+    let slave = propagation == mount_flag::SLAVE;
+    if mount.shared || (slave && mount.slave) {
+        return Ok(());
+    }
+    Err(VolumeError::Propagation {
+        path: path.to_owned(),
+        mount: mount.point,
+        slave,
+    })
+}
+
+/// A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct MountLine {
+    point: PathBuf,
+    shared: bool,
+    slave: bool,
+}
+
+impl MountLine {
+    fn find(table: &[u8], id: u64) -> Option<Self> {
+        let id = id.to_string();
+        let mut lines = table.split(|byte| *byte == b'\n');
+        let line = lines.find(|line| line.split(|byte| *byte == b' ').next() == Some(id.as_bytes()))?;
+        let mut words = line.split(|byte| *byte == b' ').skip(4);
+        let point = std::ffi::OsStr::from_bytes(words.next()?).into();
+        let optional: Vec<&[u8]> = words.skip(1).take_while(|word| *word != b"-").collect();
+        let has = |name: &[u8]| optional.iter().any(|word| word.starts_with(name));
+        Some(Self {
+            point,
+            shared: has(b"shared:"),
+            slave: has(b"master:"),
+        })
+    }
+}
+
 impl Drop for Volumes {
     /// Ends the helper. One that hangs in the kernel is left to a thread that waits for it.
     fn drop(&mut self) {
@@ -156,5 +219,25 @@ impl Drop for Volumes {
         {
             std::thread::spawn(move || ended(&pidfd, WaitIdOptions::EXITED).map(drop));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_optional_fields_of_a_mount_are_read() {
+        let table = b"22 1 0:21 / / rw shared:1 - ext4 /dev/a rw\n\
+            220 22 0:5 / /a\\040b rw,nosuid master:1 propagate_from:2 - tmpfs shared:9 rw\n\
+            23 22 0:6 / /c rw - tmpfs t rw,shared:3\n";
+        let line = |id| {
+            let line = MountLine::find(table, id).unwrap();
+            (line.point.display().to_string(), line.shared, line.slave)
+        };
+        assert_eq!(line(22), ("/".to_owned(), true, false));
+        assert_eq!(line(220), ("/a\\040b".to_owned(), false, true));
+        assert_eq!(line(23), ("/c".to_owned(), false, false));
+        assert_eq!(MountLine::find(table, 2), None);
     }
 }

@@ -3,17 +3,19 @@
 //! A step that fails is reported with its index, the errno and its subject; then the process ends.
 
 mod identity;
+mod layers;
 mod mounts;
 mod process;
 mod root;
 
-use crate::plan::{DecodeError, Plan, Step};
+use crate::plan::{DecodeError, FileKind, Plan, Step};
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 use podinit::report::{Failure, Identity, Report};
 use podinit::wire::slot;
 use root::Root;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, FileType};
 use rustix::io::Errno;
 
 /// Why a step failed: the errno and what it was about.
@@ -48,6 +50,8 @@ pub(crate) struct Stage {
     cgroup: Option<OwnedFd>,
     /// The container's root: the new overlay, or / once inside.
     root: Root,
+    /// It is a new container's root and not one that an exec joined.
+    owns_root: bool,
     identity: Identity,
     home: Option<CString>,
     program: Option<CString>,
@@ -87,6 +91,7 @@ pub fn run() -> u32 {
         cgroup: inherited(slot::CGROUP),
         mounts: (slot::FIRST_MOUNT..).map_while(inherited).map(Some).collect(),
         root: Root::None,
+        owns_root: false,
         identity: Identity::default(),
         home: None,
         program: None,
@@ -147,6 +152,7 @@ impl Stage {
                 work,
             } => {
                 self.root = root::overlay(lowers, base, upper, work)?;
+                self.owns_root = true;
                 Ok(())
             }
             Step::MountNew {
@@ -178,6 +184,12 @@ impl Stage {
                 };
                 mounts::mount_slot(&self.root, &mount, target, *kind, &change)
             }
+            Step::MakeClone { .. }
+            | Step::MakeNew { .. }
+            | Step::MakeLayers { .. }
+            | Step::MapIds(_)
+            | Step::MountLayers { .. }
+            | Step::RootSlot(_) => self.perform_made(step),
             Step::Mknod(device) => mounts::mknod(&self.root, device),
             Step::Symlink { path, target } => mounts::symlink(&self.root, path, target),
             Step::Console => self.console(),
@@ -189,6 +201,63 @@ impl Stage {
                 sys::privilege::set_rlimit(*resource, *soft, *hard).about(alloc::format!("rlimit {resource}"))
             }
             _ => self.perform_last(step),
+        }
+    }
+
+    /// The steps of mounts that are made before they are attached.
+    fn perform_made(&mut self, step: &Step<'_>) -> Outcome {
+        match step {
+            Step::MakeClone { slot, source } => {
+                let mount = mounts::clone_of(CWD, source).about(source.to_bytes())?;
+                self.put_mount(*slot, mount)
+            }
+            Step::MakeNew {
+                slot,
+                fstype,
+                options,
+                attrs,
+                nodes,
+            } => {
+                let mount = mounts::new_mount(fstype, options, *attrs).about(fstype.to_bytes())?;
+                let within = Root::At(mount);
+                nodes.iter().try_for_each(|node| mounts::mknod(&within, node))?;
+                self.put_mount(*slot, within.into_fd()?)
+            }
+            Step::MakeLayers {
+                slot,
+                layers,
+                idmap,
+                sub_path,
+            } => {
+                let users = if *idmap { Some(self.users()?) } else { None };
+                let mount = layers::stack(layers, users, sub_path)?;
+                self.put_mount(*slot, mount)
+            }
+            Step::MapIds(slot) => {
+                let mount = self.take_mount(*slot)?;
+                layers::map_ids(mount.as_fd(), self.users()?)?;
+                self.mounts[(slot - slot::FIRST_MOUNT) as usize] = Some(mount);
+                Ok(())
+            }
+            Step::MountLayers { slot, target, attrs } => {
+                let mount = self.take_mount(*slot)?;
+                let stat = rustix::fs::fstat(&mount).about(target.to_bytes())?;
+                let kind = match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => FileKind::Directory,
+                    _ => FileKind::File,
+                };
+                let change = sys::mount::Change {
+                    set: *attrs,
+                    ..Default::default()
+                };
+                mounts::mount_slot(&self.root, &mount, target, kind, &change)
+            }
+            Step::RootSlot(slot) => {
+                self.root = root::attach(&self.take_mount(*slot)?)?;
+                self.owns_root = true;
+                Ok(())
+            }
+            _ => Err(Errno::NOSYS).about("step"),
         }
     }
 
@@ -222,6 +291,9 @@ impl Stage {
             }
             Step::Exec { argv, env } => self.exec(argv, env),
             Step::Hold => self.hold(),
+            Step::OwnStdio { uid, gid } => process::own_pipes(*uid, *gid),
+            Step::Chown { path, uid, gid } => process::chown(path, *uid, *gid),
+            Step::RootOfNamespace => process::become_root(),
             _ => Err(Fault {
                 errno: Errno::NOSYS,
                 subject: b"step".to_vec(),
@@ -231,8 +303,9 @@ impl Stage {
 
     fn join(&mut self, number: u32, namespaces: u64) -> Outcome {
         let index = number.checked_sub(slot::NET).map(|index| index as usize);
+        // A pod's user namespace is made by podd and comes as the first mount would.
         let held = index
-            .and_then(|index| self.namespaces.get(index))
+            .and_then(|index| self.namespaces.iter().chain(&self.mounts).nth(index))
             .and_then(Option::as_ref);
         let held = held.ok_or(Errno::BADF).about("namespace of the pod")?;
         sys::clone::setns(held, namespaces).about("setns")?;
@@ -259,6 +332,24 @@ impl Stage {
         };
         let reported = self.report(&Report::Cloned { pid: child.pid }, &[child.pidfd.as_fd()]);
         sys::clone::exit(u32::from(reported.is_err()))
+    }
+
+    /// The pod's user namespace.
+    fn users(&self) -> Outcome<BorrowedFd<'_>> {
+        let index = (slot::USER - slot::NET) as usize;
+        let held = self.namespaces.get(index).and_then(Option::as_ref);
+        held.map(AsFd::as_fd)
+            .ok_or(Errno::BADF)
+            .about("user namespace of the pod")
+    }
+
+    /// Keeps a mount that was made under its number, which has to be the next one.
+    fn put_mount(&mut self, number: u32, mount: OwnedFd) -> Outcome {
+        if number as usize != slot::FIRST_MOUNT as usize + self.mounts.len() {
+            return Err(Errno::BADF).about("mount slot");
+        }
+        self.mounts.push(Some(mount));
+        Ok(())
     }
 
     fn take_mount(&mut self, number: u32) -> Outcome<OwnedFd> {

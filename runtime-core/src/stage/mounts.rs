@@ -28,7 +28,11 @@ pub(crate) fn mount_new(
     attach(mount.as_fd(), point.as_fd()).about(target.to_bytes())
 }
 
-fn new_mount(fstype: &CStr, options: &[(&CStr, &CStr)], attrs: Attr) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn new_mount(
+    fstype: &CStr,
+    options: &[(&CStr, &CStr)],
+    attrs: Attr,
+) -> rustix::io::Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         if value.is_empty() {
@@ -86,7 +90,7 @@ pub(crate) fn mount_slot(
     Ok(())
 }
 
-fn clone_of(at: BorrowedFd<'_>, path: &CStr) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn clone_of(at: BorrowedFd<'_>, path: &CStr) -> rustix::io::Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     open_tree(at, path, flags)

@@ -139,11 +139,37 @@ fn drop_bounding(caps: u64) -> Outcome {
 pub(crate) fn become_nobody() -> Outcome {
     const NOBODY: u32 = 65534;
     drop_bounding(u64::MAX)?;
-    set_identity(NOBODY, NOBODY, &[]).about("user nobody")?;
+    match set_identity(NOBODY, NOBODY, &[]) {
+        // A user namespace too small to have a nobody: its root without capabilities is as little.
+        Err(Errno::INVAL) => set_identity(0, 0, &[]),
+        other => other,
+    }
+    .about("user nobody")?;
     set_capabilities(0, 0, 0).about("capabilities")?;
     set_privilege(Privilege::NoNewPrivileges).about("no_new_privs")?;
     // A change of user resets it to fs.suid_dumpable.
     set_privilege(Privilege::Dumpable(false)).about("dumpable")
+}
+
+/// Gives the pipes on stdio to the root of a user namespace, which may then give them to the application's user.
+pub(crate) fn own_pipes(uid: u32, gid: u32) -> Outcome {
+    for stdio in sys::rt::stdio() {
+        if FileType::from_raw_mode(fstat(stdio).about("stdio")?.st_mode) == FileType::Fifo {
+            fchown(stdio, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).about("stdio")?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn chown(path: &CStr, uid: u32, gid: u32) -> Outcome {
+    rustix::fs::chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).about(path.to_bytes())
+}
+
+/// Becomes root of the user namespace. Until then the process is the host's root, with all capabilities in the
+/// namespace: only so may it be born in a cgroup that the host's root owns (EACCES for another user).
+pub(crate) fn become_root() -> Outcome {
+    // Who becomes root keeps what it has (capabilities(7)).
+    set_identity(0, 0, &[]).about("root of the user namespace")
 }
 
 /// Gives the application its pipes and terminal, so that it can open /dev/stdout again as any user.
@@ -173,7 +199,7 @@ impl Stage {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = ioctl_tiocgptpeer(&master, flags).about("terminal")?;
         rustix::process::ioctl_tiocsctty(&slave).about("terminal")?;
-        if self.owns_root() {
+        if self.owns_root {
             self.bind_console(&slave)?;
         }
         self.report(&Report::Console, &[master.as_fd()])?;
@@ -181,11 +207,6 @@ impl Stage {
             .and_then(|()| dup2_stdout(&slave))
             .and_then(|()| dup2_stderr(&slave))
             .about("stdio")
-    }
-
-    /// Whether this is a new container's root and not one that an exec joined.
-    fn owns_root(&self) -> bool {
-        self.namespaces.last().is_none_or(Option::is_none)
     }
 
     fn bind_console(&self, slave: &OwnedFd) -> Outcome {

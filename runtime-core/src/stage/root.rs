@@ -1,21 +1,17 @@
 //! The container's root directory, and how paths are resolved beneath it.
 
 use super::{About, Outcome};
-use crate::plan::FileKind;
+use crate::plan::{FileKind, Layers};
 use alloc::vec::Vec;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, open_tree,
-    unmount,
-};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use sys::mount::{Change, set_attributes};
 
 /// Where the nest keeps room for it.
-const MOUNT_POINT: &CStr = c"/rootfs";
+pub(super) const MOUNT_POINT: &CStr = c"/rootfs";
 
 /// The directory that absolute paths of a plan start from.
 #[derive(Debug)]
@@ -28,20 +24,30 @@ pub(crate) enum Root {
 
 /// Mounts the layers at the nest's /rootfs.
 pub(crate) fn overlay(lowers: &[&CStr], base: &CStr, upper: &CStr, work: &CStr) -> Outcome<Root> {
-    rustix::process::chdir(base).about(base.to_bytes())?;
-    // Before 6.5 there is no lowerdir+, and one fsconfig string holds 255 bytes: too few for a list of layers. Such a
-    // kernel is not asked, as it would complain in its log about every container.
-    let attached = if kernel_is_before(6, 5) {
-        Err(Errno::INVAL)
-    } else {
-        overlay_by_fd(lowers, upper, work)
+    let layers = Layers {
+        base,
+        lowers: lowers.to_vec(),
+        writable: Some((upper, work)),
     };
-    match attached {
-        Err(Errno::INVAL) => overlay_by_string(lowers, upper, work),
-        other => other,
-    }
-    .about("overlay")?;
+    rustix::process::chdir(base).about(base.to_bytes())?;
+    super::layers::overlay(&layers)?;
     rustix::process::chdir(c"/").about("/")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, MOUNT_POINT, flags, Mode::empty())
+        .map(Root::At)
+        .about(MOUNT_POINT.to_bytes())
+}
+
+/// Makes a detached mount the root.
+pub(crate) fn attach(mount: &OwnedFd) -> Outcome<Root> {
+    move_mount(
+        mount,
+        c"",
+        CWD,
+        MOUNT_POINT,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .about(MOUNT_POINT.to_bytes())?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, MOUNT_POINT, flags, Mode::empty())
         .map(Root::At)
@@ -66,63 +72,18 @@ pub(crate) fn leave_nest() -> Outcome {
     Root::At(root).pivot()
 }
 
-fn kernel_is_before(major: u32, minor: u32) -> bool {
-    let name = rustix::system::uname();
-    let mut numbers = name
-        .release()
-        .to_bytes()
-        .split(|byte| !byte.is_ascii_digit())
-        .map_while(|digits| core::str::from_utf8(digits).ok()?.parse::<u32>().ok());
-    let version = (
-        numbers.next().unwrap_or(u32::MAX),
-        numbers.next().unwrap_or(u32::MAX),
-    );
-    version < (major, minor)
-}
-
-fn overlay_by_fd(lowers: &[&CStr], upper: &CStr, work: &CStr) -> rustix::io::Result<()> {
-    let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for lower in lowers {
-        fsconfig_set_string(&context, c"lowerdir+", *lower)?;
-    }
-    fsconfig_set_string(&context, c"upperdir", upper)?;
-    fsconfig_set_string(&context, c"workdir", work)?;
-    fsconfig_set_flag(&context, c"volatile")?;
-    fsconfig_create(&context)?;
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    move_mount(
-        &mount,
-        c"",
-        CWD,
-        MOUNT_POINT,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-}
-
-/// Layer names are short and relative to the working directory, so that they fit in the page of mount(2).
-fn overlay_by_string(lowers: &[&CStr], upper: &CStr, work: &CStr) -> rustix::io::Result<()> {
-    let mut data: Vec<u8> = b"volatile,lowerdir=".to_vec();
-    data.extend_from_slice(
-        &lowers
-            .iter()
-            .map(|lower| lower.to_bytes())
-            .collect::<Vec<_>>()
-            .join(&b':'),
-    );
-    for (key, path) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
-        data.extend_from_slice(key);
-        data.extend_from_slice(path.to_bytes());
-    }
-    data.push(0);
-    let data = CStr::from_bytes_with_nul(&data).map_err(|_| Errno::INVAL)?;
-    mount(c"overlay", MOUNT_POINT, c"overlay", MountFlags::empty(), data)
-}
-
 impl Root {
     /// The root of the mount namespace just entered.
     pub(crate) fn open() -> Outcome<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat(CWD, c"/", flags, Mode::empty()).map(Self::At).about("/")
+    }
+
+    pub(crate) fn into_fd(self) -> Outcome<OwnedFd> {
+        match self {
+            Self::At(fd) => Ok(fd),
+            Self::None => Err(Errno::NOENT).about("root"),
+        }
     }
 
     pub(crate) fn fd(&self) -> Outcome<BorrowedFd<'_>> {

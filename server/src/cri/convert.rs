@@ -148,7 +148,7 @@ pub fn container_status(container: &Container, resources: &Resources) -> v1::Con
         message: times.message.to_owned(),
         labels: map(&config.labels),
         annotations: map(&config.annotations),
-        mounts: asked.mounts,
+        mounts: mounts(asked.mounts, container),
         log_path: record
             .log_path
             .as_ref()
@@ -194,6 +194,18 @@ fn linux_resources(resources: &Resources) -> v1::LinuxContainerResources {
 
 fn signed(value: Option<u64>) -> i64 {
     i64::try_from(value.unwrap_or(0)).unwrap_or(i64::MAX)
+}
+
+/// The mounts as asked for, and which image each image volume is of (KEP-5365).
+fn mounts(mut asked: Vec<v1::Mount>, container: &Container) -> Vec<v1::Mount> {
+    for (mount, known) in asked.iter_mut().zip(&container.config.mounts) {
+        let mut volumes = container.record.image_volumes.iter();
+        let volume = volumes.find(|volume| volume.path == known.container_path);
+        if let (Some(image), Some(volume)) = (&mut mount.image, volume) {
+            image.image_ref.clone_from(&volume.image_id);
+        }
+    }
+    asked
 }
 
 /// What `verbose` adds to the status of a container.

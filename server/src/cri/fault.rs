@@ -76,7 +76,9 @@ fn engine(e: &EngineError) -> Code {
         | EngineError::ContainerPhase { .. }
         | EngineError::NotRunning { .. } => Code::FailedPrecondition,
         EngineError::Spec(_) | EngineError::Device(_) | EngineError::Seccomp(_) => Code::InvalidArgument,
-        EngineError::UnknownHandler(_) | EngineError::PodCidr(_) => Code::InvalidArgument,
+        EngineError::UnknownHandler(_) | EngineError::PodCidr(_) | EngineError::NotInPod(_) => {
+            Code::InvalidArgument
+        }
         EngineError::Image(e) => image(e),
         EngineError::Refused(e) => refused(e),
         EngineError::NetworkNotReady(_) => Code::Unavailable,

@@ -3,7 +3,7 @@
 //! Blocking; opens files of podd's own and volumes, starts nothing.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use runtime_core::seccomp::{self, Filter};
 use super::container::open_log;
 use super::native::NativeError;
 use super::{Engine, EngineError, plans};
-use crate::model::{ContainerId, Seccomp};
+use crate::model::{ContainerId, IdMaps, Seccomp};
 use crate::spec::{self, ImageDefaults, Inputs, PodFiles, devices};
 use crate::state::store::{Container, Pod};
 
@@ -56,7 +56,7 @@ pub struct Build {
 pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -> Result<Build, EngineError> {
     let id = container.record.id;
     let directory = engine.state.records().container_dir(&pod.record.id, &id);
-    make_directories(&directory)?;
+    make_directories(&directory, pod.config.namespaces.user)?;
     let built = decide(engine, pod, container, image)?;
     let nest_dir = in_nest(engine, &directory);
     let root = RootLayers {
@@ -76,6 +76,7 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
     let inputs = ContainerInputs {
         root,
         nest: built.nest.clone(),
+        images: built.images.clone(),
         volumes: kinds,
         process,
     };
@@ -133,9 +134,21 @@ fn decide(
         },
         devices: &devices,
         seccomp: profile.as_ref(),
+        images: &image_layers(container),
         cgroup: &cgroup,
     };
     spec::build(&inputs).map_err(EngineError::Spec)
+}
+
+/// The layers of the images that a container mounts, from top to bottom, by path.
+fn image_layers(container: &Container) -> BTreeMap<String, Vec<String>> {
+    let volumes = container.record.image_volumes.iter();
+    volumes
+        .map(|volume| {
+            let lowers = volume.layers.iter().rev().map(u64::to_string).collect();
+            (volume.path.clone(), lowers)
+        })
+        .collect()
 }
 
 /// Reads the seccomp profile that a request names by its path on the node.
@@ -184,7 +197,7 @@ fn open_volumes(engine: &Engine, built: &spec::Built) -> Result<(Vec<OwnedFd>, V
     let mut opened = Vec::with_capacity(wanted.len());
     for volume in wanted {
         let mount = helper
-            .open(volume.source, volume.recursive)
+            .open(volume.source, volume.recursive, volume.propagation)
             .map_err(NativeError::from)?;
         opened.push((mount.mount, mount.kind));
     }
@@ -198,14 +211,18 @@ fn in_nest(engine: &Engine, path: &Path) -> String {
 }
 
 /// The upper directory is the root of what the container writes, so that it is as open as an image's root.
-fn make_directories(container: &Path) -> Result<(), NativeError> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+fn make_directories(container: &Path, ids: Option<IdMaps>) -> Result<(), NativeError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
     for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
         let path = container.join(name);
         let made = std::fs::DirBuilder::new()
             .mode(mode)
             .create(&path)
-            .and_then(|()| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)));
+            .and_then(|()| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)))
+            .and_then(|()| match ids {
+                Some(ids) => chown(&path, Some(ids.users.host), Some(ids.groups.host)),
+                None => Ok(()),
+            });
         made.map_err(|source| NativeError::File {
             operation: "make",
             path,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podd_images::Image;
+use podd_images::{Image, LayerHold};
 use runtime_core::cgroup::{Cgroup, CgroupPath, Phase};
 use runtime_core::pod::{Report, Request, Role, TaskKind, TaskPhase, TaskState, launch_flag};
 
@@ -17,7 +17,7 @@ use super::keeper::{Keeper, container_handle};
 use super::native::NativeError;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans};
-use crate::model::StopSignal;
+use crate::model::{ContainerPid, StopSignal};
 use crate::state::phase::Nanos;
 use crate::state::record::Identity;
 use crate::state::store::{Container, Pod};
@@ -57,7 +57,7 @@ pub async fn create(
 ) -> Result<Built, EngineError> {
     let id = container.record.id;
     let keeper = engine.native.keeper(&pod.record.id)?;
-    engine.native.hold(id, engine.images.hold(image)?);
+    engine.native.hold(id, holds(engine, container, image)?);
     let holder = Arc::clone(engine);
     undo.push("release the image", async move {
         holder.native.release(&id);
@@ -80,6 +80,17 @@ pub async fn create(
         cgroup.restrict_devices(program).map_err(NativeError::from)?;
     }
     launch(engine, &keeper, container, &cgroup, built, undo).await
+}
+
+/// Keeps the layers of the container's image, and of those that it mounts, from being removed.
+fn holds(engine: &Engine, container: &Container, image: &Image) -> Result<Vec<LayerHold>, EngineError> {
+    let mut holds = vec![engine.images.hold(image)?];
+    for volume in &container.record.image_volumes {
+        let gone = || EngineError::ImageUnknown(volume.image_id.clone());
+        let image = engine.images.resolve(&volume.image_id).ok_or_else(gone)?;
+        holds.push(engine.images.hold(&image)?);
+    }
+    Ok(holds)
 }
 
 async fn make_cgroup(engine: &Arc<Engine>, path: CgroupPath, undo: &mut Undo) -> Result<Cgroup, EngineError> {
@@ -131,7 +142,7 @@ async fn launch(
     let request = Request::Launch {
         kind: TaskKind::Container,
         flags,
-        target: 0,
+        target: target(engine, container)?,
         roles,
     };
     let patience = Duration::from_secs(engine.config.timeouts.create_seconds.into());
@@ -162,6 +173,16 @@ async fn launch(
         cgroup: cgroup.path().as_str().to_owned(),
         identity,
     })
+}
+
+/// The handle of the container whose pid namespace this one joins, 0 for none.
+fn target(engine: &Engine, container: &Container) -> Result<u32, EngineError> {
+    let ContainerPid::Target(id) = container.config.security.pid else {
+        return Ok(0);
+    };
+    let snapshot = engine.snapshot();
+    let target = snapshot.container(&id).ok_or(EngineError::ContainerGone(id))?;
+    Ok(container_handle(target.record.handle))
 }
 
 fn kill_and_wait(

@@ -16,9 +16,9 @@ use super::pods::{known, unwound};
 use super::undo::{Undo, UndoFailure};
 use super::{Act, CreateContainer, Engine, EngineError, ExecOutput, Outcome, blocking, container, exec};
 use super::{exits, now, settle};
-use crate::model::{ContainerId, ContainerMetadata, StopSignal};
+use crate::model::{ContainerConfig, ContainerId, ContainerMetadata, ContainerPid, MountSource, StopSignal};
 use crate::state::phase::{ContainerEvent, ContainerPhase, Exit, PodPhase, Reason};
-use crate::state::record::{ContainerRecord, Encoded, VERSION};
+use crate::state::record::{ContainerRecord, Encoded, ImageVolume, VERSION};
 use crate::state::recover::UNSEEN_EXIT;
 use crate::state::store::{Container, Pod};
 
@@ -82,7 +82,9 @@ impl Engine {
             });
         }
         request.config.check_in(&pod.config)?;
+        self.check_target(pod, &request.config)?;
         let image = self.local_image(&request.config.image.image)?;
+        let volumes = self.image_volumes(&request.config)?;
         let id = ContainerId::random().map_err(EngineError::MakeId)?;
         let state = Arc::clone(&self.state);
         let (parent, boot_id) = (Arc::clone(pod), self.state.boot_id().to_owned());
@@ -99,6 +101,7 @@ impl Engine {
             let new = new_container(id, &parent, handle, request, fingerprint, &held);
             let record = ContainerRecord {
                 boot_id,
+                image_volumes: volumes,
                 ..new.record
             };
             Ok(state.insert_container(Container { record, ..new })?)
@@ -394,6 +397,43 @@ impl Engine {
         .await
     }
 
+    /// A container whose processes another one is to see has to be running, in the same pod.
+    fn check_target(&self, pod: &Pod, config: &ContainerConfig) -> Result<(), EngineError> {
+        let ContainerPid::Target(target) = config.security.pid else {
+            return Ok(());
+        };
+        let snapshot = self.snapshot();
+        let found = snapshot
+            .container(&target)
+            .filter(|found| found.record.pod == pod.record.id);
+        match found.map(|found| &found.record.phase) {
+            Some(ContainerPhase::Running { .. }) => Ok(()),
+            Some(other) => Err(EngineError::NotRunning {
+                container: target,
+                phase: other.name(),
+            }),
+            None => Err(EngineError::NotInPod(target)),
+        }
+    }
+
+    /// The images that a request mounts.
+    fn image_volumes(&self, config: &ContainerConfig) -> Result<Vec<ImageVolume>, EngineError> {
+        let of_images = config.mounts.iter().filter_map(|mount| match &mount.source {
+            MountSource::Image { image, .. } => Some((mount, image)),
+            MountSource::Host(_) => None,
+        });
+        of_images
+            .map(|(mount, spec)| {
+                let image = self.local_image(&spec.image)?;
+                Ok(ImageVolume {
+                    path: mount.container_path.clone(),
+                    image_id: image.id.to_string(),
+                    layers: image.layers.clone(),
+                })
+            })
+            .collect()
+    }
+
     /// The image that a request names, from the local store.
     fn local_image(&self, name: &str) -> Result<Arc<Image>, EngineError> {
         self.images
@@ -459,6 +499,7 @@ fn new_container(
             .cloned()
             .unwrap_or_else(|| image.id.to_string()),
         layers: image.layers.clone(),
+        image_volumes: Vec::new(),
         log_path,
         cgroup: None,
         stop_signal,

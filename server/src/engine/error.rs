@@ -87,6 +87,9 @@ pub enum EngineError {
         /// Its phase in a word.
         phase: &'static str,
     },
+    /// A container that another one names is not in its pod.
+    #[error("container {0} is not in this pod")]
+    NotInPod(ContainerId),
     /// The image is not in the local store.
     #[error("image {0:?} is not in the local store: pull it first")]
     ImageUnknown(String),

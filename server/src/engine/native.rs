@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use podd_images::LayerHold;
 use podd_netplug::{NetConfig, Network};
 use runtime_core::cgroup::{CgroupPath, CgroupRoot, DeviceControl, DeviceRules};
-use runtime_core::pod::Programs;
+use runtime_core::pod::{self, Programs, UserNamespaces};
 
 use super::build::{ExecBases, Filters};
 use super::keeper::Keeper;
@@ -60,6 +60,8 @@ pub struct Native {
     pub(super) cgroups: CgroupRoot,
     /// What the kernel can do about devices of containers.
     pub(super) devices: DeviceControl,
+    /// Whether pods can have user namespaces and on which file systems, or why not.
+    pub(super) user_namespaces: Result<UserNamespaces, String>,
     /// The pod network.
     pub(super) network: Network,
     /// Facts of the node that specs are made of.
@@ -70,7 +72,7 @@ pub struct Native {
     pub(super) execs: ExecBases,
     sockets: PathBuf,
     keepers: Mutex<HashMap<PodId, Arc<Keeper>>>,
-    holds: Mutex<HashMap<ContainerId, LayerHold>>,
+    holds: Mutex<HashMap<ContainerId, Vec<LayerHold>>>,
 }
 
 impl Native {
@@ -99,10 +101,11 @@ impl Native {
                 source,
             })?;
             let devices = DeviceControl::probe(DeviceRules::from_oci(&devices::usual_rules())?);
-            Ok((programs, CgroupRoot::open(&root)?, devices, host))
+            let users = pod::probe_user_namespaces(&programs, &state_dir).map_err(|e| e.to_string());
+            Ok((programs, CgroupRoot::open(&root)?, devices, host, users))
         };
         let opened = tokio::task::spawn_blocking(host).await;
-        let (programs, cgroups, devices, host) =
+        let (programs, cgroups, devices, host, user_namespaces) =
             opened.map_err(|_| NativeError::Panicked("probing the host"))??;
         let network = Network::open(network_config(&config.network)).await?;
         Ok(Self {
@@ -115,6 +118,7 @@ impl Native {
             programs: Arc::new(programs),
             cgroups,
             devices,
+            user_namespaces,
             network,
             host,
             filters: Filters::default(),
@@ -135,10 +139,14 @@ impl Native {
     #[must_use]
     pub fn features(&self) -> Features {
         // Read-only for whole trees is mount_setattr(2) of 5.12, below the floor of 6.1; the rest podd does itself.
+        // The kubelet's own volumes are on tmpfs: without ids for them nearly no pod could run.
+        let users = self.user_namespaces.as_ref().is_ok_and(|users| users.tmpfs);
         Features {
+            user_namespaces: users,
+            user_namespaces_host_network: users,
             recursive_read_only_mounts: true,
             supplemental_groups_policy: true,
-            ..Features::default()
+            mount_options: true,
         }
     }
 
@@ -231,9 +239,9 @@ impl Native {
         lock(&self.keepers).remove(pod)
     }
 
-    /// Keeps the layers of a container's image in the store until [`Native::release`].
-    pub(super) fn hold(&self, container: ContainerId, hold: LayerHold) {
-        lock(&self.holds).insert(container, hold);
+    /// Keeps the layers of a container's images in the store until [`Native::release`].
+    pub(super) fn hold(&self, container: ContainerId, holds: Vec<LayerHold>) {
+        lock(&self.holds).insert(container, holds);
     }
 
     pub(super) fn release(&self, container: &ContainerId) {

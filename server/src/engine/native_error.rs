@@ -84,6 +84,9 @@ pub enum NativeError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A pod asks for a user namespace.
+    #[error("this node cannot give pods a user namespace: {0}")]
+    NoUserNamespaces(String),
     /// podinit is not there.
     #[error("podinit of the pod is gone: stop and remove the pod")]
     PodinitGone,
@@ -142,8 +145,10 @@ impl NativeError {
             | Self::Volume(VolumeError::Hangs { .. })
             | Self::ExecTimeout(_)
             | Self::CreateTimeout(_) => Kind::DeadlineExceeded,
-            Self::Volume(VolumeError::Open { .. }) => Kind::FailedPrecondition,
-            Self::PodinitGone => Kind::FailedPrecondition,
+            Self::Volume(VolumeError::Open { .. } | VolumeError::Propagation { .. }) => {
+                Kind::FailedPrecondition
+            }
+            Self::PodinitGone | Self::NoUserNamespaces(_) => Kind::FailedPrecondition,
             Self::File { source, .. }
             | Self::Kernel { source, .. }
             | Self::Podinit { source, .. }

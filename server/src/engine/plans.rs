@@ -50,7 +50,19 @@ fn doing(step: Option<&Step<'_>>, failure: &Failure) -> String {
         Some(Step::Hostname(_)) => "set the host name",
         Some(Step::Sysctl { .. }) => "set the sysctl",
         Some(Step::RootOverlay { .. }) => "mount the image's layers",
-        Some(Step::MountNew { .. } | Step::MountNest { .. } | Step::MountSlot { .. }) => "mount",
+        Some(
+            Step::MountNew { .. }
+            | Step::MountNest { .. }
+            | Step::MountSlot { .. }
+            | Step::MountLayers { .. }
+            | Step::MakeClone { .. }
+            | Step::MakeNew { .. }
+            | Step::RootSlot(_),
+        ) => "mount",
+        Some(Step::MakeLayers { .. }) => "mount layers of an image",
+        Some(Step::MapIds(_)) => "give a volume the ids of the pod (tmpfs needs Linux 6.3)",
+        Some(Step::OwnStdio { .. } | Step::Chown { .. }) => "change the owner of",
+        Some(Step::RootOfNamespace) => "become the",
         Some(Step::Mknod(_)) => "make the device",
         Some(Step::Symlink { .. }) => "make the link",
         Some(Step::Console) => "open a terminal",

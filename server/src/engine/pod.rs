@@ -2,7 +2,8 @@
 //!
 //! Owns the kernel steps; `pods` owns their order among other operations, the records and the names.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::chown;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use super::keeper::{Keeper, POD_HANDLE};
 use super::native::{NativeError, ProcessAndPlace};
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans, resources};
-use crate::model::{PodConfig, PodId, PodPid, Share};
+use crate::model::{IdMaps, IdRange, PodConfig, PodId, PodPid, Share};
 use crate::spec::podfiles;
 use crate::state::record::ProcessRef;
 use crate::state::store::Pod;
@@ -141,7 +142,9 @@ async fn make_namespaces(
     let ipc = config.namespaces.ipc == Share::Pod;
     let pid = config.namespaces.pid == PodPid::Pod;
     let hostname = network.then(|| hostname(engine, config));
+    let user = config.namespaces.user;
     let inputs = PodInputs {
+        user: user.map(|ids| (ids.users.host, ids.groups.host)),
         network,
         ipc,
         uts: network,
@@ -159,18 +162,28 @@ async fn make_namespaces(
         (network, launch_flag::NET | launch_flag::UTS),
         (ipc, launch_flag::IPC),
         (pid, launch_flag::PID),
+        (user.is_some(), launch_flag::USER),
     ];
     let flags = bits
         .iter()
         .filter(|(own, _)| *own)
         .fold(0, |all, (_, bit)| all | bit);
+    let users = match user {
+        Some(ids) => Some(user_namespace(engine, ids).await?),
+        None => None,
+    };
+    let mut fds = vec![
+        (Role::Stage, engine.native.programs.stage()),
+        (Role::Plan, plan.as_fd()),
+    ];
+    fds.extend(users.iter().map(|users| (Role::Mount, users.as_fd())));
+    let (roles, fds): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.into_iter().unzip();
     let launch = Request::Launch {
         kind: TaskKind::Pod,
         flags,
         target: 0,
-        roles: vec![Role::Stage, Role::Plan],
+        roles,
     };
-    let fds = [engine.native.programs.stage(), plan.as_fd()];
     let mut reply = keeper
         .call(POD_HANDLE, launch, &fds)
         .await
@@ -180,6 +193,27 @@ async fn make_namespaces(
         None if network => Err(NativeError::PodinitGone.into()),
         _ => Ok(None),
     }
+}
+
+async fn user_namespace(engine: &Engine, ids: IdMaps) -> Result<OwnedFd, EngineError> {
+    engine
+        .native
+        .user_namespaces
+        .as_ref()
+        .map_err(|why| NativeError::NoUserNamespaces(why.clone()))?;
+    let programs = Arc::clone(&engine.native.programs);
+    let range = |range: IdRange| pod::IdRange {
+        host: range.host,
+        length: range.length,
+    };
+    let (users, groups) = (range(ids.users), range(ids.groups));
+    blocking("RunPodSandbox", move || {
+        pod::user_namespace(&programs, users, groups).map_err(|source| NativeError::Kernel {
+            operation: "make a user namespace with the pod's ids",
+            source,
+        })
+    })
+    .await
 }
 
 async fn attach(
@@ -270,7 +304,12 @@ async fn write_files(
         ];
         for (file, content) in files {
             let path = directory.join(file);
-            std::fs::write(&path, content).map_err(|source| NativeError::File {
+            let owner = pod.config.namespaces.user;
+            let written = std::fs::write(&path, content).and_then(|()| match owner {
+                Some(ids) => chown(&path, Some(ids.users.host), Some(ids.groups.host)),
+                None => Ok(()),
+            });
+            written.map_err(|source| NativeError::File {
                 operation: "write",
                 path,
                 source,

@@ -100,10 +100,11 @@ impl Engine {
     }
 
     fn hold_layers(&self, container: &Container) {
-        let image = podd_images::ImageId::parse(&container.record.image_id);
-        if let Some(hold) = image.and_then(|id| self.images.hold_by_id(&id)) {
-            self.native.hold(container.record.id, hold);
-        }
+        let record = &container.record;
+        let volumes = record.image_volumes.iter().map(|volume| &volume.image_id);
+        let ids = volumes.chain([&record.image_id]);
+        let holds = ids.filter_map(|id| self.images.hold_by_id(&podd_images::ImageId::parse(id)?));
+        self.native.hold(record.id, holds.collect());
     }
 
     /// Connects to the podinit of a pod.

@@ -20,7 +20,9 @@ pub use container::{ContainerConfig, ContainerMetadata, EnvVar, ImageSpec};
 pub use ids::{ContainerId, IdError, PodId};
 pub use mounts::{Device, Mount, MountOptions, MountSource, Propagation, ReadOnly};
 pub use network::{DnsConfig, PortMapping, Protocol};
-pub use pod::{CgroupParent, PodConfig, PodMetadata, PodNamespaces, PodPid, PodSecurity, Share, Sysctl};
+pub use pod::{
+    CgroupParent, IdMaps, IdRange, PodConfig, PodMetadata, PodNamespaces, PodPid, PodSecurity, Share, Sysctl,
+};
 pub use refused::{Invalid, Refused, Unsupported};
 pub use resources::{CpuQuota, HugepageLimit, Resources, SwapLimit};
 pub use security::{

@@ -1,6 +1,6 @@
 //! Mounts and devices of a container.
 
-use super::ImageSpec;
+use super::{IdMaps, ImageSpec};
 
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub struct Mount {
     pub propagation: Propagation,
     /// noexec, nodev, nosuid.
     pub options: MountOptions,
+    /// The source shows the ids of the container's user namespace, by these maps, which are the pod's.
+    pub ids: Option<IdMaps>,
     /// Label the source for the container (only means something on a host with SELinux).
     pub selinux_relabel: bool,
 }

@@ -57,7 +57,25 @@ pub enum PodPid {
     Node,
 }
 
-/// Namespaces of a pod. User namespaces are refused for now, so there is no field for them.
+/// A range of ids, from 0 in the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// The host's number of 0. Not 0 itself: the root of the node stays out of every pod's namespace.
+    pub host: u32,
+    /// How many; the last one on the host is a valid id.
+    pub length: u32,
+}
+
+/// User and group ids of a pod with a user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdMaps {
+    /// User ids.
+    pub users: IdRange,
+    /// Group ids.
+    pub groups: IdRange,
+}
+
+/// Namespaces of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PodNamespaces {
     /// Network; the uts namespace follows it, as a host-network pod carries the host's name.
@@ -66,6 +84,8 @@ pub struct PodNamespaces {
     pub pid: PodPid,
     /// ipc.
     pub ipc: Share,
+    /// The pod's own user namespace; `None` is the node's.
+    pub user: Option<IdMaps>,
 }
 
 /// What `LinuxSandboxSecurityContext` asks for, beside namespaces. podd has no sandbox container, so most of it

@@ -1,6 +1,6 @@
 //! Who a container runs as and how it is confined.
 
-use super::{ContainerId, Share};
+use super::{ContainerId, IdMaps, Share};
 use runtime_core::compile::CapSet;
 
 /// A user as the request names it.
@@ -136,6 +136,8 @@ pub struct ContainerSecurity {
     pub ipc: Share,
     /// pid namespace.
     pub pid: ContainerPid,
+    /// Ids of the user namespace as asked, which have to be the pod's.
+    pub user: Option<IdMaps>,
     /// SELinux label.
     pub selinux: Option<SelinuxLabel>,
     /// Root file system read-only.

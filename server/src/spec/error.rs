@@ -20,6 +20,9 @@ pub enum SpecError {
     /// The caller did not read the profile.
     #[error("localhost seccomp profile {0:?} is not available")]
     SeccompProfile(String),
+    /// The caller did not look up the image.
+    #[error("image {0:?} of a mount is not available")]
+    ImageVolume(String),
     /// SELinux is on, and podd does not label yet.
     #[error("SELinux is enabled on this host and podd does not support {0} yet")]
     Selinux(&'static str),

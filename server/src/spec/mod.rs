@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxBuilder, LinuxDevice, LinuxSeccomp, Root, Spec};
-use runtime_core::compile::{Identity, NestMount};
+use runtime_core::compile::{Identity, ImageMount, NestMount};
 
 pub use error::SpecError;
 pub use host::HostFacts;
@@ -61,6 +61,8 @@ pub struct Inputs<'a> {
     pub devices: &'a [devices::Found],
     /// The localhost seccomp profile, if the request names one and it was read.
     pub seccomp: Option<&'a LinuxSeccomp>,
+    /// Layers of the images that mounts name, from top to bottom, by the mount's path in the container.
+    pub images: &'a BTreeMap<String, Vec<String>>,
     /// Path of the container's cgroup below the hierarchy's root.
     pub cgroup: &'a str,
 }
@@ -76,6 +78,8 @@ pub struct Built {
     pub env: Vec<Vec<u8>>,
     /// Bind mounts of the spec that come from the nest, by destination.
     pub nest: BTreeMap<PathBuf, NestMount>,
+    /// Mounts of the spec that come from images, by destination.
+    pub images: BTreeMap<PathBuf, ImageMount>,
 }
 
 /// Makes the spec of a container.
@@ -86,7 +90,8 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
     security::refuse_selinux(inputs)?;
     let container = inputs.container;
     let env = command::environment(inputs);
-    let (mounts, nest) = mounts::mounts(inputs);
+    let (mounts, nest) = mounts::mounts(inputs)?;
+    let images = mounts::images(inputs)?;
 
     let mut root = Root::default();
     root.set_path(PathBuf::from("rootfs"))
@@ -111,6 +116,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
         identity: user::identity(inputs)?,
         env,
         nest,
+        images,
     })
 }
 
@@ -135,5 +141,10 @@ fn linux(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Linux, SpecError> {
         .build()
         .map_err(|error| SpecError::Oci(error.to_string()))?;
     linux.set_seccomp(security::seccomp(inputs)?);
+    if let Some(ids) = inputs.pod.namespaces.user {
+        linux
+            .set_uid_mappings(Some(mounts::mapping(ids.users)?))
+            .set_gid_mappings(Some(mounts::mapping(ids.groups)?));
+    }
     Ok(linux)
 }

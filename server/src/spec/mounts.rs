@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use oci_spec::runtime::Mount as OciMount;
-use runtime_core::compile::NestMount;
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount as OciMount};
+use runtime_core::compile::{ImageMount, NestMount};
 use runtime_core::plan::FileKind;
 
-use super::Inputs;
-use crate::model::{Mount, MountSource, Propagation, ReadOnly, Share};
+use super::{Inputs, SpecError};
+use crate::model::{IdRange, Mount, MountSource, Propagation, ReadOnly, Share};
 
 /// Where podinit mounts the pod's /dev/shm in the nest.
 const NEST_SHM: &str = "/shm";
@@ -58,7 +58,9 @@ const FILES: [(&str, &str); 3] = [
 /// File systems of the kernel come first; binds follow from the root down, in request order where two are as deep,
 /// so that none hides another (the order of containerd). A mount of the request replaces podd's own at the same
 /// place and below it.
-pub(super) fn mounts(inputs: &Inputs<'_>) -> (Vec<OciMount>, BTreeMap<PathBuf, NestMount>) {
+pub(super) fn mounts(
+    inputs: &Inputs<'_>,
+) -> Result<(Vec<OciMount>, BTreeMap<PathBuf, NestMount>), SpecError> {
     let security = &inputs.container.security;
     let requested: BTreeSet<&str> = inputs
         .container
@@ -99,10 +101,12 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> (Vec<OciMount>, BTreeMap<PathBuf, N
         let host = format!("{}/{name}", inputs.files.host_dir);
         binds.push(oci(path, "bind", &host, ["rbind", "rprivate", file_access]));
     }
-    binds.extend(inputs.container.mounts.iter().filter_map(bind));
+    for mount in &inputs.container.mounts {
+        binds.push(of_request(mount)?);
+    }
     binds.sort_by_key(|mount| mount.destination().components().count());
     mounts.append(&mut binds);
-    (mounts, nest)
+    Ok((mounts, nest))
 }
 
 /// The pod's shared memory, or the node's for a pod in the node's ipc namespace.
@@ -126,11 +130,23 @@ fn shm(inputs: &Inputs<'_>, nest: &mut BTreeMap<PathBuf, NestMount>) -> OciMount
     )
 }
 
-/// A bind mount of the request.
-fn bind(mount: &Mount) -> Option<OciMount> {
-    // Image volumes are refused when the request is parsed.
-    let MountSource::Host(source) = &mount.source else {
-        return None;
+/// A mount of the request.
+fn of_request(mount: &Mount) -> Result<OciMount, SpecError> {
+    let restrictions = [
+        (mount.options.noexec, "noexec"),
+        (mount.options.nodev, "nodev"),
+        (mount.options.nosuid, "nosuid"),
+    ];
+    let restrictions = restrictions
+        .into_iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, option)| option);
+    let source = match &mount.source {
+        MountSource::Host(source) => source,
+        MountSource::Image { .. } => {
+            let options = IMAGE.into_iter().chain(restrictions);
+            return Ok(oci(&mount.container_path, "overlay", "overlay", options));
+        }
     };
     let propagation = match mount.propagation {
         Propagation::Private => "rprivate",
@@ -142,17 +158,46 @@ fn bind(mount: &Mount) -> Option<OciMount> {
         ReadOnly::Top => "ro",
         ReadOnly::Recursive => "rro",
     };
-    let restrictions = [
-        (mount.options.noexec, "noexec"),
-        (mount.options.nodev, "nodev"),
-        (mount.options.nosuid, "nosuid"),
-    ];
-    let restrictions = restrictions
-        .into_iter()
-        .filter(|(on, _)| *on)
-        .map(|(_, option)| option);
     let options = ["rbind", propagation, access].into_iter().chain(restrictions);
-    Some(oci(&mount.container_path, "bind", source, options))
+    let mut bind = oci(&mount.container_path, "bind", source, options);
+    if let Some(ids) = mount.ids {
+        bind.set_uid_mappings(Some(mapping(ids.users)?))
+            .set_gid_mappings(Some(mapping(ids.groups)?));
+    }
+    Ok(bind)
+}
+
+/// How an image volume is mounted: programs in it may be run, as the tests of the CRI want.
+const IMAGE: [&str; 3] = ["ro", "nosuid", "nodev"];
+
+/// What the image volumes are made of.
+pub(super) fn images(inputs: &Inputs<'_>) -> Result<BTreeMap<PathBuf, ImageMount>, SpecError> {
+    let mut images = BTreeMap::new();
+    for mount in &inputs.container.mounts {
+        let MountSource::Image { image, sub_path } = &mount.source else {
+            continue;
+        };
+        let lowers = inputs.images.get(&mount.container_path);
+        let source = ImageMount {
+            lowers: lowers
+                .ok_or_else(|| SpecError::ImageVolume(image.image.clone()))?
+                .clone(),
+            sub_path: sub_path.clone(),
+        };
+        images.insert(PathBuf::from(&mount.container_path), source);
+    }
+    Ok(images)
+}
+
+/// A range of ids in the words of OCI.
+pub(super) fn mapping(range: IdRange) -> Result<Vec<LinuxIdMapping>, SpecError> {
+    let mapping = LinuxIdMappingBuilder::default()
+        .container_id(0u32)
+        .host_id(range.host)
+        .size(range.length)
+        .build()
+        .map_err(|error| SpecError::Oci(error.to_string()))?;
+    Ok(vec![mapping])
 }
 
 fn oci<'a>(

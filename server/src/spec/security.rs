@@ -1,7 +1,7 @@
 //! Confinement of a container: capabilities, seccomp, AppArmor, namespaces.
 
 use oci_spec::runtime::{LinuxCapabilities, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp};
-use runtime_core::compile::{CapSet, joined_namespace_path};
+use runtime_core::compile::{CapSet, joined_namespace_path, target_namespace_path};
 use runtime_core::seccomp;
 
 use super::{Inputs, SpecError};
@@ -104,10 +104,18 @@ pub(super) fn namespaces(inputs: &Inputs<'_>) -> Vec<LinuxNamespace> {
     if pod.ipc == Share::Pod {
         list.push(joined(LinuxNamespaceType::Ipc));
     }
+    if pod.user.is_some() {
+        list.push(joined(LinuxNamespaceType::User));
+    }
     match (security.pid, pod.pid) {
         (ContainerPid::Container, _) => list.push(new(LinuxNamespaceType::Pid)),
-        (ContainerPid::Pod, PodPid::Pod | PodPid::Container) | (ContainerPid::Target(_), _) => {
+        (ContainerPid::Pod, PodPid::Pod | PodPid::Container) => {
             list.push(joined(LinuxNamespaceType::Pid));
+        }
+        (ContainerPid::Target(_), _) => {
+            let mut target = new(LinuxNamespaceType::Pid);
+            target.set_path(Some(target_namespace_path()));
+            list.push(target);
         }
         (ContainerPid::Pod, PodPid::Node) | (ContainerPid::Node, _) => {}
     }

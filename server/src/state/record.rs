@@ -128,6 +128,18 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
+/// An image that a container mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageVolume {
+    /// Where it is mounted in the container.
+    pub path: String,
+    /// Id of the image, `sha256:…`.
+    pub image_id: String,
+    /// Its layers, lowest first, as the image store names them.
+    pub layers: Vec<u64>,
+}
+
 /// What podd remembers of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -163,6 +175,9 @@ pub struct ContainerRecord {
     pub image_ref: String,
     /// Its layers, lowest first, as the image store names them.
     pub layers: Vec<u64>,
+    /// The images that it mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_volumes: Vec<ImageVolume>,
     /// Its log file, where the pod has a log directory.
     #[serde(default)]
     pub log_path: Option<PathBuf>,

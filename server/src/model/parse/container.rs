@@ -94,6 +94,21 @@ impl ContainerConfig {
                     .invalid("NODE in a pod that has a namespace of its own"));
             }
         }
+        let has = pod.namespaces.user;
+        if self.security.user.is_some_and(|asked| Some(asked) != has) {
+            return Err(at.field("userns_options").invalid("differs from the pod's"));
+        }
+        if let Some(n) = self
+            .mounts
+            .iter()
+            .position(|mount| mount.ids.is_some() && mount.ids != has)
+        {
+            return Err(At::Root("config")
+                .field("mounts")
+                .index(n)
+                .field("uidMappings")
+                .invalid("are not those of the pod's user namespace"));
+        }
         match (self.security.pid, pod.namespaces.pid) {
             (ContainerPid::Node, PodPid::Pod | PodPid::Container) => Err(at
                 .field("pid")

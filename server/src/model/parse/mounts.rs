@@ -2,8 +2,10 @@
 
 use podd_proto::v1;
 
-use super::{At, given, sorted};
-use crate::model::{Device, ImageSpec, Mount, MountOptions, MountSource, Propagation, ReadOnly, Refused};
+use super::{At, given, security, sorted};
+use crate::model::{
+    Device, IdMaps, ImageSpec, Mount, MountOptions, MountSource, Propagation, ReadOnly, Refused,
+};
 
 pub(super) fn mounts(at: &At<'_>, wire: &[v1::Mount]) -> Result<Vec<Mount>, Refused> {
     wire.iter()
@@ -18,9 +20,14 @@ fn mount(at: &At<'_>, wire: &v1::Mount) -> Result<Mount, Refused> {
     if container_path == "/" {
         return Err(path_at.invalid("the root itself cannot be mounted over"));
     }
-    if !wire.uid_mappings.is_empty() || !wire.gid_mappings.is_empty() {
-        return Err(at.field("uidMappings").unsupported("an id-mapped mount"));
-    }
+    let ids_at = (at.field("uidMappings"), at.field("gidMappings"));
+    let ids = match (wire.uid_mappings.as_slice(), wire.gid_mappings.as_slice()) {
+        ([], []) => None,
+        (users, groups) => Some(IdMaps {
+            users: security::id_range(&ids_at.0, users)?,
+            groups: security::id_range(&ids_at.1, groups)?,
+        }),
+    };
     let propagation = match at.field("propagation").choice(wire.propagation)? {
         v1::MountPropagation::PropagationPrivate => Propagation::Private,
         v1::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
@@ -29,6 +36,9 @@ fn mount(at: &At<'_>, wire: &v1::Mount) -> Result<Mount, Refused> {
     let source = source(at, wire)?;
     let image = matches!(source, MountSource::Image { .. });
     let recursive_at = at.field("recursive_read_only");
+    if image && propagation != Propagation::Private {
+        return Err(at.field("propagation").invalid("an image has no mounts to share"));
+    }
     // The two refusals that the CRI demands.
     if wire.recursive_read_only && !wire.readonly {
         return Err(recursive_at.invalid("needs readonly"));
@@ -36,6 +46,7 @@ fn mount(at: &At<'_>, wire: &v1::Mount) -> Result<Mount, Refused> {
     if wire.recursive_read_only && propagation != Propagation::Private {
         return Err(recursive_at.invalid("needs PROPAGATION_PRIVATE"));
     }
+    // Kubelets leave `readonly` out for an image, which is never writable.
     let readonly = match (wire.recursive_read_only, wire.readonly || image) {
         (true, _) => ReadOnly::Recursive,
         (false, true) => ReadOnly::Top,
@@ -49,6 +60,7 @@ fn mount(at: &At<'_>, wire: &v1::Mount) -> Result<Mount, Refused> {
         readonly,
         propagation,
         options,
+        ids,
         selinux_relabel,
     })
 }
@@ -68,7 +80,11 @@ fn source(at: &At<'_>, wire: &v1::Mount) -> Result<MountSource, Refused> {
         (None, Some(host)) => Err(at
             .field("host_path")
             .invalid(format!("{host:?} is not an absolute path"))),
-        (Some(_), None) => Err(at.field("image").unsupported("an image volume")),
+        // Below the image's root, by the words alone: links are for the kernel, which keeps to the root.
+        (Some(image), None) => Ok(MountSource::Image {
+            image: self::image(&at.field("image"), image)?,
+            sub_path: at.field("image_sub_path").relative(&wire.image_sub_path)?,
+        }),
     }
 }
 

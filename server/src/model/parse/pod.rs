@@ -230,11 +230,19 @@ fn namespaces(
         v1::NamespaceMode::Node => PodPid::Node,
         v1::NamespaceMode::Target => return Err(pid_at.invalid("a pod cannot target a container")),
     };
-    security::user_namespace(&at, options)?;
+    let user = security::user_namespace(&at, options)?;
+    let ipc = security::share(&at.field("ipc"), options.ipc)?;
+    // As Kubernetes' own validation: of the node's namespaces, such a pod may only share the network.
+    for (name, node) in [("pid", pid == PodPid::Node), ("ipc", ipc == Share::Node)] {
+        if user.is_some() && node {
+            return Err(at.field(name).invalid("NODE in a pod with a user namespace"));
+        }
+    }
     Ok(PodNamespaces {
         network: security::share(&at.field("network"), options.network)?,
         pid,
-        ipc: security::share(&at.field("ipc"), options.ipc)?,
+        ipc,
+        user,
     })
 }
 

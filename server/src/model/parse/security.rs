@@ -5,8 +5,8 @@ use runtime_core::compile::CapSet;
 
 use super::{At, given};
 use crate::model::{
-    AppArmor, CapabilityChanges, ContainerPid, ContainerSecurity, Groups, GroupsPolicy, Refused, RunAs,
-    Seccomp, SelinuxLabel, Share, User,
+    AppArmor, CapabilityChanges, ContainerPid, ContainerSecurity, Groups, GroupsPolicy, IdMaps, IdRange,
+    Refused, RunAs, Seccomp, SelinuxLabel, Share, User,
 };
 
 /// Largest user or group id that Kubernetes allows. Ids above it have become 0 elsewhere (CVE-2024-40635).
@@ -24,7 +24,6 @@ pub(super) fn container(
     let no_options = v1::NamespaceOption::default();
     let options = context.namespace_options.as_ref().unwrap_or(&no_options);
     let options_at = at.field("namespace_options");
-    user_namespace(&options_at, options)?;
     let run_as_fields = RunAsFields {
         user: context.run_as_user.as_ref(),
         user_name: &context.run_as_username,
@@ -46,6 +45,7 @@ pub(super) fn container(
         network: share(&options_at.field("network"), options.network)?,
         ipc: share(&options_at.field("ipc"), options.ipc)?,
         pid: pid(&options_at, options)?,
+        user: user_namespace(&options_at, options)?,
         selinux: selinux(&at.field("selinux_options"), context.selinux_options.as_ref())?,
         readonly_rootfs: context.readonly_rootfs,
         no_new_privs: context.no_new_privs,
@@ -91,7 +91,7 @@ fn pid(at: &At<'_>, options: &v1::NamespaceOption) -> Result<ContainerPid, Refus
         }
     };
     match mode {
-        ContainerPid::Target(_) => Err(pid_at.unsupported("the pid namespace of another container")),
+        ContainerPid::Target(_) => Ok(mode),
         _ if !options.target_id.is_empty() => Err(at
             .field("target_id")
             .invalid("is given, and no namespace is in mode TARGET")),
@@ -99,19 +99,58 @@ fn pid(at: &At<'_>, options: &v1::NamespaceOption) -> Result<ContainerPid, Refus
     }
 }
 
-pub(super) fn user_namespace(at: &At<'_>, options: &v1::NamespaceOption) -> Result<(), Refused> {
+/// The ids of a pod's own user namespace; `None` for the node's.
+pub(super) fn user_namespace(at: &At<'_>, options: &v1::NamespaceOption) -> Result<Option<IdMaps>, Refused> {
     let Some(user) = &options.userns_options else {
-        return Ok(());
+        return Ok(None);
     };
     let at = at.field("userns_options");
     let mode_at = at.field("mode");
     match mode_at.choice(user.mode)? {
-        v1::NamespaceMode::Node if user.uids.is_empty() && user.gids.is_empty() => Ok(()),
+        v1::NamespaceMode::Node if user.uids.is_empty() && user.gids.is_empty() => Ok(None),
         v1::NamespaceMode::Node => Err(at.invalid("has mappings in mode NODE")),
-        v1::NamespaceMode::Pod => Err(mode_at.unsupported("a user namespace")),
+        v1::NamespaceMode::Pod => Ok(Some(IdMaps {
+            users: id_range(&at.field("uids"), &user.uids)?,
+            groups: id_range(&at.field("gids"), &user.gids)?,
+        })),
         v1::NamespaceMode::Container => Err(mode_at.invalid("CONTAINER is not a mode of this namespace")),
         v1::NamespaceMode::Target => Err(mode_at.invalid("TARGET is not a mode of this namespace")),
     }
+}
+
+/// One range that begins with the container's root, as every kubelet sends: more would overlap or leave root out.
+pub(super) fn id_range(at: &At<'_>, wire: &[v1::IdMapping]) -> Result<IdRange, Refused> {
+    let [map] = wire else {
+        return Err(at.invalid(format!("has {} ranges, one is needed", wire.len())));
+    };
+    if map.container_id != 0 {
+        return Err(at
+            .index(0)
+            .field("container_id")
+            .invalid("is not 0: root would have no id"));
+    }
+    if map.host_id == 0 {
+        return Err(at
+            .index(0)
+            .field("host_id")
+            .invalid("is 0: the pod would have the node's root"));
+    }
+    // The last id of all means "none" to the kernel.
+    let last = map
+        .length
+        .checked_sub(1)
+        .and_then(|more| map.host_id.checked_add(more));
+    if last.is_none_or(|last| last == u32::MAX) {
+        let (host, length) = (map.host_id, map.length);
+        return Err(at
+            .index(0)
+            .field("length")
+            .invalid(format!("{length} ids from {host} are no range of ids")));
+    }
+    Ok(IdRange {
+        host: map.host_id,
+        length: map.length,
+    })
 }
 
 /// The fields of either security context that say who a process is.

@@ -112,6 +112,7 @@ impl Case {
             },
             devices: &[],
             seccomp: None,
+            images: &[("/image".to_owned(), vec!["3".to_owned(), "1".to_owned()])].into(),
             cgroup: "kubepods/pod1/c",
         })
     }
@@ -448,6 +449,7 @@ fn what_is_built_compiles_to_a_plan() {
             work: "/store/w".into(),
         },
         nest: built.nest.clone(),
+        images: built.images.clone(),
         volumes: vec![FileKind::Directory],
         process: ProcessInputs {
             identity: Some(built.identity.clone()),

@@ -132,3 +132,36 @@ fn mount_fields_become_options() {
         assert!(mounts.iter().any(|mount| mount == line), "{line}");
     }
 }
+
+#[test]
+fn image_volumes_are_read_only_layers() {
+    let mut case = Case::new();
+    let mount = case.mount("/image");
+    mount.host_path.clear();
+    mount.image_sub_path = "etc/./ssl".into();
+    mount.mount_options = vec!["noexec".into()];
+    mount.image = Some(v1::ImageSpec {
+        image: "sha256:1".into(),
+        ..Default::default()
+    });
+    let built = case.build();
+    let printed = mounts_of(&built.spec);
+    assert!(
+        printed.contains(&"/image overlay overlay ro,nosuid,nodev,noexec".to_owned()),
+        "{printed:?}"
+    );
+    let image = &built.images[Path::new("/image")];
+    assert_eq!(
+        (image.lowers.join(":").as_str(), image.sub_path.as_str()),
+        ("3:1", "etc/ssl")
+    );
+    case.mount("/other").host_path.clear();
+    case.container.mounts[1].image = Some(v1::ImageSpec {
+        image: "gone".into(),
+        ..Default::default()
+    });
+    assert_eq!(
+        case.try_build().unwrap_err(),
+        SpecError::ImageVolume("gone".into())
+    );
+}

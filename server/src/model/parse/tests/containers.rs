@@ -64,7 +64,7 @@ fn mounts_are_what_the_contract_says() {
         (|m| m.mount_options = vec!["suid".into()], "mount_options[0]"),
         (
             |m| m.uid_mappings = vec![v1::IdMapping::default()],
-            "uidMappings?",
+            "uidMappings[0].host_id",
         ),
         (|m| m.image_sub_path = "x".into(), "image_sub_path"),
     ];
@@ -82,7 +82,20 @@ fn mounts_are_what_the_contract_says() {
         m.image = image();
         m.host_path.clear();
     });
-    assert_eq!(field(image_only), "config.mounts[0].image?");
+    let mount_made = &image_only.unwrap().mounts[0];
+    assert_eq!(mount_made.readonly, ReadOnly::Top);
+    let climbs = mount(|m| {
+        m.image = image();
+        m.host_path.clear();
+        m.image_sub_path = "a/../../b".into();
+    });
+    assert_eq!(field(climbs), "config.mounts[0].image_sub_path");
+    let shared = mount(|m| {
+        m.image = image();
+        m.host_path.clear();
+        m.propagation = 2;
+    });
+    assert_eq!(field(shared), "config.mounts[0].propagation");
 }
 
 #[test]

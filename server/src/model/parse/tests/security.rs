@@ -1,6 +1,7 @@
 //! What is refused of identity, confinement and namespaces.
 
 use super::*;
+use crate::model::{IdMaps, IdRange};
 
 #[test]
 fn namespace_modes_are_those_that_exist() {
@@ -42,7 +43,11 @@ fn namespace_modes_are_those_that_exist() {
         context(|c| c.namespace_options = Some(options))
     };
     assert_eq!(field(target("../x")), format!("{path}.target_id"));
-    assert_eq!(field(target(&"a".repeat(64))), format!("{path}.pid?"));
+    let other = "a".repeat(64);
+    assert_eq!(
+        target(&other).unwrap().security.pid,
+        ContainerPid::Target(other.parse().unwrap())
+    );
     let stray = v1::NamespaceOption {
         target_id: "a".repeat(64),
         ..Default::default()
@@ -53,33 +58,87 @@ fn namespace_modes_are_those_that_exist() {
     );
 }
 
-#[test]
-fn user_namespaces_are_refused_until_they_are_built() {
-    let userns = |mode: v1::NamespaceMode, uids: Vec<v1::IdMapping>| {
-        let user = v1::UserNamespace {
+fn userns(mode: v1::NamespaceMode, maps: &[(u32, u32, u32)]) -> v1::NamespaceOption {
+    let maps = maps.iter().map(|&(container_id, host_id, length)| v1::IdMapping {
+        container_id,
+        host_id,
+        length,
+    });
+    let maps: Vec<_> = maps.collect();
+    v1::NamespaceOption {
+        userns_options: Some(v1::UserNamespace {
             mode: mode.into(),
-            uids,
-            gids: vec![],
-        };
-        let options = v1::NamespaceOption {
-            userns_options: Some(user),
-            ..Default::default()
-        };
-        context(|c| c.namespace_options = Some(options))
-    };
+            uids: maps.clone(),
+            gids: maps,
+        }),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_user_namespace_has_one_range_from_root_and_never_the_nodes_root() {
+    use v1::NamespaceMode::{Container, Node, Pod, Target};
+    let context = |options: v1::NamespaceOption| context(|c| c.namespace_options = Some(options));
     let path = "config.linux.security_context.namespace_options.userns_options";
-    assert!(userns(v1::NamespaceMode::Node, vec![]).is_ok());
+    let range = IdRange {
+        host: 1000,
+        length: 100_000,
+    };
+    let ids = IdMaps {
+        users: range,
+        groups: range,
+    };
+    let given = context(userns(Pod, &[(0, 1000, 100_000)])).unwrap();
+    assert_eq!(given.security.user, Some(ids));
+    assert_eq!(context(userns(Node, &[])).unwrap().security.user, None);
+    for (mode, maps, refused) in [
+        (Container, &[][..], ".mode"),
+        (Target, &[], ".mode"),
+        (Node, &[(0, 1000, 1)], ""),
+        (Pod, &[], ".uids"),
+        (Pod, &[(0, 1000, 9), (9, 2000, 9)], ".uids"),
+        (Pod, &[(1, 1000, 9)], ".uids[0].container_id"),
+        (Pod, &[(0, 0, 9)], ".uids[0].host_id"),
+        (Pod, &[(0, 1000, 0)], ".uids[0].length"),
+        (Pod, &[(0, u32::MAX, 1)], ".uids[0].length"),
+        (Pod, &[(0, u32::MAX - 9, 11)], ".uids[0].length"),
+    ] {
+        assert_eq!(
+            field(context(userns(mode, maps))),
+            format!("{path}{refused}"),
+            "{maps:?}"
+        );
+    }
+}
+
+#[test]
+fn user_namespaces_of_pod_and_container_are_one() {
+    let options = |pid: v1::NamespaceMode, ipc: v1::NamespaceMode| v1::NamespaceOption {
+        pid: pid.into(),
+        ipc: ipc.into(),
+        ..userns(v1::NamespaceMode::Pod, &[(0, 1000, 65536)])
+    };
+    let pod_with = |options: v1::NamespaceOption| {
+        let mut wire = pod();
+        let linux = wire.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default().namespace_options = Some(options);
+        PodConfig::try_from(&wire)
+    };
+    use v1::NamespaceMode::{Node, Pod};
+    let path = "config.linux.security_context.namespace_options";
+    assert_eq!(field(pod_with(options(Node, Pod))), format!("{path}.pid"));
+    assert_eq!(field(pod_with(options(Pod, Node))), format!("{path}.ipc"));
+    let mapped = pod_with(options(Pod, Pod)).unwrap();
+    let asked = |host| context(|c| c.namespace_options = Some(userns(Pod, &[(0, host, 65536)]))).unwrap();
+    assert!(asked(1000).check_in(&mapped).is_ok());
     assert_eq!(
-        field(userns(v1::NamespaceMode::Pod, vec![])),
-        format!("{path}.mode?")
+        field(asked(2000).check_in(&mapped)),
+        format!("{path}.userns_options")
     );
+    let plain = PodConfig::try_from(&pod()).unwrap();
     assert_eq!(
-        field(userns(v1::NamespaceMode::Container, vec![])),
-        format!("{path}.mode")
-    );
-    assert_eq!(
-        field(userns(v1::NamespaceMode::Node, vec![v1::IdMapping::default()])),
-        path
+        field(asked(1000).check_in(&plain)),
+        format!("{path}.userns_options")
     );
 }
 
