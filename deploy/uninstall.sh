@@ -13,5 +13,8 @@ if [ "${1:-}" = --purge ]; then
         echo "uninstall.sh: pods still run; nothing purged" >&2
         exit 1
     fi
-    rm -rf /var/lib/podd /etc/podd /run/podd
+    rm -rf /etc/podd /run/podd
+    # A state directory that is a mount of its own stays, empty.
+    find /var/lib/podd -mindepth 1 -delete
+    rmdir /var/lib/podd 2>/dev/null || true
 fi

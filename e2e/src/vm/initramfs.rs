@@ -15,7 +15,7 @@ const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
 /// Directories that the guest mounts on.
-pub(super) const MOUNT_POINTS: [&str; 6] = ["/dev", "/proc", "/sys", "/host", "/upper", "/new"];
+pub(super) const MOUNT_POINTS: [&str; 7] = ["/dev", "/proc", "/sys", "/host", "/layer", "/upper", "/new"];
 /// Where the modules lie, named so that they sort in loading order.
 pub(super) const MODULES: &str = "/modules";
 

@@ -137,6 +137,10 @@ impl Qemu {
         }
         let mut command = self.command(&kernel.image, &initrd);
         files(&mut command, &disk, work.path());
+        directory(&mut command, "root", Path::new("/"));
+        if let Some(layer) = &job.layer {
+            directory(&mut command, "layer", layer);
+        }
         let mut guest = Guest {
             work: work.path(),
             started: Instant::now(),
@@ -175,7 +179,7 @@ impl Qemu {
     }
 }
 
-/// The guest's disk, root, console and ports.
+/// The guest's disk, console and ports.
 fn files(command: &mut Command, disk: &Path, work: &Path) {
     let path = |p: &Path| p.to_string_lossy().replace(',', ",,");
     let file = |id: &str| format!("file,id={id},path={}", path(&work.join(id)));
@@ -189,14 +193,22 @@ fn files(command: &mut Command, disk: &Path, work: &Path) {
             "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file={}",
             path(disk)
         ))
-        .args(["-device", "virtio-blk-pci,drive=disk"])
-        // 9p and not virtiofs: under emulation QEMU must itself see every write to the guest's memory, or it goes on
-        // running old translations of pages that have been filled anew.
-        .args([
-            "-fsdev",
-            "local,id=root,path=/,security_model=passthrough,multidevs=remap,readonly=on",
-        ])
-        .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+        .args(["-device", "virtio-blk-pci,drive=disk"]);
+}
+
+/// A directory of this machine that the guest can mount read-only under the name `tag`.
+///
+/// 9p and not virtiofs: under emulation QEMU must itself see every write to the guest's memory, or it goes on running
+/// old translations of pages that have been filled anew.
+fn directory(command: &mut Command, tag: &str, dir: &Path) {
+    let dir = dir.to_string_lossy().replace(',', ",,");
+    command
+        .arg("-fsdev")
+        .arg(format!(
+            "local,id={tag},path={dir},security_model=passthrough,multidevs=remap,readonly=on"
+        ))
+        .arg("-device")
+        .arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
 }
 
 fn start(mut command: Command, work: &Path, terminal: bool) -> Result<Child> {
@@ -294,7 +306,8 @@ impl Drop for Guest<'_> {
 }
 
 /// Where boots keep their files: on a disk, for a guest's disk grows with what is written to it.
-fn work_place() -> PathBuf {
+#[must_use]
+pub fn work_place() -> PathBuf {
     std::env::var_os("PODD_VM_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 

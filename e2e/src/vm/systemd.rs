@@ -17,7 +17,11 @@ use super::packages::{Apt, Cache, Installed, release};
 /// What this machine may lack of a machine that systemd has started.
 const PACKAGES: [&str; 4] = ["systemd", "systemd-sysv", "dbus", "util-linux"];
 /// Units of systemd's own target sysinit that only cost time in a guest without devices and logins.
-const MASKED: [&str; 14] = [
+const MASKED: [&str; 17] = [
+    // It would empty this machine's /tmp, file by file, in the overlay.
+    "systemd-tmpfiles-setup.service",
+    "systemd-tmpfiles-setup-dev.service",
+    "systemd-tmpfiles-clean.timer",
     "systemd-udevd.service",
     "systemd-udev-trigger.service",
     "systemd-udev-settle.service",
@@ -72,6 +76,10 @@ pub(super) fn hand_over(job: &Job) -> Result<()> {
             job.guest.display()
         ),
     )?;
+    // Where this machine is a container itself, systemd must not think that of the guest.
+    for mark in ["/.dockerenv", "/run/.containerenv"] {
+        let _ = fs::remove_file(mark);
+    }
     fs::write("/etc/machine-id", "00000000000000000000000000000001\n")?;
     fs::write("/etc/hostname", "vm\n")?;
     add_user("messagebus", 990)?;

@@ -53,6 +53,13 @@ pub fn skip<T>(reason: &str) -> Result<T> {
     Err(Skipped(reason.to_owned()).into())
 }
 
+/// The reason, where an error says that a test could not run.
+pub fn reason(error: &anyhow::Error) -> Option<&str> {
+    error
+        .downcast_ref::<Skipped>()
+        .map(|Skipped(reason)| reason.as_str())
+}
+
 /// What all tests share.
 #[derive(Clone, Default)]
 pub struct World {
@@ -87,8 +94,8 @@ impl World {
         let mark = podd::log_mark();
         match in_census(fixture, case) {
             Ok(()) => Ok(Completion::Completed),
-            Err(e) => match e.downcast_ref::<Skipped>() {
-                Some(Skipped(reason)) => {
+            Err(e) => match reason(&e) {
+                Some(reason) => {
                     lock(&self.skipped).push(format!("{}: {reason}", case.name));
                     Ok(Completion::ignored_with(reason))
                 }

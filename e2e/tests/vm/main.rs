@@ -6,8 +6,12 @@
 // The same cases, compiled in: what runs in the guest is never older than what is tested here.
 #[path = "../arena/main.rs"]
 mod arena;
+mod guest;
 mod plan;
+mod reboot;
+mod systemd;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -29,14 +33,24 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    if let (true, Ok(asked)) = (vm::inside(), std::env::var(guest::CASES)) {
+        return guest::run(&asked);
+    }
     if vm::inside() {
         return arena::main();
     }
     let options = Options::parse();
+    let disks = match tempfile::tempdir_in(vm::work_place()) {
+        Ok(dir) => dir,
+        Err(e) => {
+            eprintln!("no directory for disks: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut total = Tally::default();
     for boot in PLAN {
         if options.kernel.is_none_or(|k| k == boot.kernel) {
-            total.add(&perform(boot, options.filter.as_deref()));
+            total.add(&perform(boot, options.filter.as_deref(), disks.path()));
         }
     }
     println!("{total}");
@@ -48,7 +62,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs one boot, tells what came of it, and never fails as a whole.
-fn perform(boot: &Boot, filter: Option<&str>) -> Tally {
+fn perform(boot: &Boot, filter: Option<&str>, disks: &Path) -> Tally {
     let name = format!("vm {} {}", boot.kernel, boot.init);
     let cases = boot.cases(filter);
     if cases.is_empty() {
@@ -72,7 +86,7 @@ fn perform(boot: &Boot, filter: Option<&str>) -> Tally {
     };
     let mut tally = Tally::default();
     let mut told = false;
-    let ran = order(boot, &cases).and_then(|order| {
+    let ran = order(boot, &cases, disks).and_then(|order| {
         machine.run(&order, &mut |line| {
             println!("{name} | {line}");
             if let Some(counted) = Tally::parse(line) {
@@ -102,10 +116,11 @@ fn perform(boot: &Boot, filter: Option<&str>) -> Tally {
 }
 
 /// This executable, for the cases of a boot.
-fn order(boot: &Boot, cases: &[&str]) -> Result<Order> {
+fn order(boot: &Boot, cases: &[&str], disks: &Path) -> Result<Order> {
     let exe = std::env::current_exe().context("own executable")?;
-    let mut order = Order::new(&[&exe.to_string_lossy()], boot.limit);
-    order.env = vec![(arena::CASES.to_owned(), cases.join(","))];
+    let mut order = Order::new(&[&exe.to_string_lossy()], boot.limit());
+    order.disk = boot.disk.map(|name| disks.join(name));
+    order.env = vec![boot.asked(cases)];
     for name in ["PODD_BIN", "RUST_BACKTRACE"] {
         order
             .env

@@ -2,43 +2,48 @@
 //!
 //! Under emulation everything is some 15 times slower, so a boot gets what only it can say: what needs the controllers
 //! of cgroup v2 or rights that the machine may not have, and a walk through the rest that shows that the kernel does
-//! what podd expects. All tests run in the arena, on the kernel of the machine.
+//! what podd expects. All tests of the arena run on the kernel of the machine as well.
 
 use std::time::Duration;
 
 use podd_e2e::vm::{Init, Kernel};
 
-use crate::arena;
+use crate::guest::Case;
+use crate::{arena, guest, reboot, systemd};
 
 /// One start of a virtual machine.
 pub struct Boot {
     pub kernel: Kernel,
     pub init: Init,
-    /// Names of tests, or of modules where they end in `::`.
-    pub tests: &'static [&'static str],
-    /// How long it may take in all.
-    pub limit: Duration,
+    pub tests: Tests,
+    /// Boots of the same name have the same disk, one after the other.
+    pub disk: Option<&'static str>,
+    /// How long it may take in all, in seconds.
+    pub limit: u64,
+}
+
+/// What a boot runs.
+pub enum Tests {
+    /// Tests of the arena in an arena, by name, or by module where the name ends in `::`.
+    Arena(&'static [&'static str]),
+    /// Tests that own the guest.
+    Guest(&'static [Case]),
 }
 
 /// Every boot of the tier.
 pub const PLAN: &[Boot] = &[
-    Boot {
-        kernel: Kernel::V6_1,
-        init: Init::Small,
-        tests: WALK,
-        limit: Duration::from_secs(700),
-    },
-    Boot {
-        kernel: Kernel::V6_12,
-        init: Init::Small,
-        tests: WALK,
-        limit: Duration::from_secs(700),
-    },
+    Boot::new(Kernel::V6_1, Init::Small, Tests::Arena(WALK), 700),
+    Boot::new(Kernel::V6_12, Init::Small, Tests::Arena(WALK), 700),
+    Boot::new(Kernel::V6_1, Init::Systemd, Tests::Guest(systemd::CASES), 300),
+    Boot::new(Kernel::V6_12, Init::Systemd, Tests::Guest(systemd::CASES), 300),
+    Boot::new(Kernel::V6_1, Init::Small, Tests::Guest(reboot::BEFORE), 200).on("reboot"),
+    Boot::new(Kernel::V6_12, Init::Small, Tests::Guest(reboot::AFTER), 200).on("reboot"),
 ];
 
-/// A test or two of every kind of thing that podd asks of a kernel.
+/// Whatever needs controllers, and a test or two of everything else that podd asks of a kernel.
 const WALK: &[&str] = &[
     "runtime::",
+    "resources::",
     "lifecycle::states_and_times",
     "lifecycle::whole_process_tree_dies",
     "lifecycle::stop_is_forced_after_grace",
@@ -52,19 +57,62 @@ const WALK: &[&str] = &[
     "images::whiteouts_and_hard_links",
     "stats::counters_agree_with_the_cgroup",
     "stats::pod_counters",
-    "resources::",
 ];
 
 impl Boot {
-    /// The names of the tests that this boot runs; with a filter those that match it, planned or not.
+    const fn new(kernel: Kernel, init: Init, tests: Tests, limit: u64) -> Self {
+        Self {
+            kernel,
+            init,
+            tests,
+            disk: None,
+            limit,
+        }
+    }
+
+    const fn on(mut self, disk: &'static str) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
+    /// The names of the tests that this boot runs; with a filter those that match it, in the arena also unplanned ones.
     pub fn cases(&self, filter: Option<&str>) -> Vec<&'static str> {
-        let planned = |name: &str| {
-            self.tests
-                .iter()
-                .any(|t| name == *t || (t.ends_with("::") && name.starts_with(t)))
+        let matches = |name: &str| filter.is_none_or(|part| name.contains(part));
+        match self.tests {
+            Tests::Guest(cases) if cases.iter().any(|case| matches(case.name)) => {
+                // Each goes on where the one before has ended.
+                cases.iter().map(|case| case.name).collect()
+            }
+            Tests::Guest(_) => Vec::new(),
+            Tests::Arena(list) => {
+                let planned = |name: &str| {
+                    list.iter()
+                        .any(|t| name == *t || (t.ends_with("::") && name.starts_with(t)))
+                };
+                let all = arena::all().into_iter().map(|case| case.name);
+                all.filter(|name| {
+                    if filter.is_some() {
+                        matches(name)
+                    } else {
+                        planned(name)
+                    }
+                })
+                .collect()
+            }
+        }
+    }
+
+    /// The environment that tells the guest which tests to run.
+    pub fn asked(&self, cases: &[&str]) -> (String, String) {
+        let name = match self.tests {
+            Tests::Arena(_) => arena::CASES,
+            Tests::Guest(_) => guest::CASES,
         };
-        let all = arena::all().into_iter().map(|case| case.name);
-        all.filter(|name| filter.map_or_else(|| planned(name), |part| name.contains(part)))
-            .collect()
+        (name.to_owned(), cases.join(","))
+    }
+
+    /// How long it may take in all.
+    pub fn limit(&self) -> Duration {
+        Duration::from_secs(self.limit)
     }
 }

@@ -25,21 +25,15 @@ pub(super) fn enter(job: &Job) -> Result<()> {
     load_modules()?;
     // Everything is loaded: a request for more would start the modprobe of another kernel.
     write("/proc/sys/kernel/modprobe", "")?;
-    // With xattrs each look at a file would cost one more question to the host.
-    let options = "trans=virtio,version=9p2000.L,msize=512000,access=any,cache=loose,noxattr";
-    mount(
-        Some("root"),
-        "/host",
-        Some("9p"),
-        MsFlags::MS_RDONLY,
-        Some(options),
-    )
-    .context("mount the root")?;
+    share("root", "/host")?;
+    let mut lower = "/host";
+    if job.layer.is_some() {
+        share("layer", "/layer")?;
+        lower = "/layer:/host";
+    }
     fs_on("tmpfs", "upper", "/upper", "mode=0755")?;
     fs::create_dir("/upper/data")?;
     fs::create_dir("/upper/work")?;
-    let layer = job.layer.iter().map(|l| format!("/host{}:", l.display()));
-    let lower: String = layer.chain(["/host".to_owned()]).collect();
     fs_on(
         "overlay",
         "root",
@@ -132,6 +126,14 @@ fn mount_disk() -> Result<()> {
     }
     let flags = MsFlags::MS_NOATIME;
     mount(Some("/dev/vda"), DISK, Some("ext4"), flags, None::<&str>).context("mount the disk")
+}
+
+/// Mounts a directory of the host.
+fn share(tag: &str, target: &str) -> Result<()> {
+    // With xattrs each look at a file would cost one more question to the host.
+    let options = "trans=virtio,version=9p2000.L,msize=512000,access=any,cache=loose,noxattr";
+    mount(Some(tag), target, Some("9p"), MsFlags::MS_RDONLY, Some(options))
+        .with_context(|| format!("mount the host's {tag}"))
 }
 
 fn fs_on(kind: &str, source: &str, target: &str, options: &str) -> Result<()> {
