@@ -1,6 +1,6 @@
 //! The poll loop: connections from podd, signals, and the fds of every task. One turn handles what epoll names.
 
-use crate::output::{BUFFER, Read};
+use crate::output::BUFFER;
 use crate::task::{Caller, Phase, Task, now};
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
@@ -27,6 +27,14 @@ pub enum Source {
     Sync,
     Stdout,
     Stderr,
+    Client,
+}
+
+impl Source {
+    /// The data of its events.
+    pub fn data(self, number: u32) -> epoll::EventData {
+        epoll::EventData::new_u64(u64::from(number) << 8 | self as u64)
+    }
 }
 
 struct Connection {
@@ -52,13 +60,13 @@ struct Unclaimed {
 }
 
 pub struct Keeper {
-    epoll: OwnedFd,
+    pub epoll: OwnedFd,
     listener: OwnedFd,
     signals: OwnedFd,
     connections: Vec<Connection>,
     next_connection: u32,
     unclaimed: Vec<Unclaimed>,
-    buffer: Vec<u8>,
+    pub buffer: Vec<u8>,
     pub tasks: Vec<Task>,
     pub namespaces: Namespaces,
     pub null: OwnedFd,
@@ -104,23 +112,22 @@ impl Keeper {
     pub fn run(mut self) -> Result<()> {
         while !self.quit {
             let mut space = [MaybeUninit::<epoll::Event>::uninit(); 16];
-            let ready: Vec<(u64, epoll::EventFlags)> = match epoll::wait(&self.epoll, &mut space, None) {
-                Ok((events, _)) => events
-                    .iter()
-                    .map(|event| (event.data.u64(), event.flags))
-                    .collect(),
+            let timeout = self.until_deadline();
+            let ready: Vec<u64> = match epoll::wait(&self.epoll, &mut space, timeout.as_ref()) {
+                Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect(),
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno),
             };
-            for (data, _) in ready {
+            for data in ready {
                 self.handle(data);
             }
+            self.end_waits();
         }
         Ok(())
     }
 
     fn handle(&mut self, data: u64) {
-        #[expect(clippy::cast_possible_truncation, reason = "packed by watch()")]
+        #[expect(clippy::cast_possible_truncation, reason = "packed by Source::data")]
         let (number, source) = ((data >> 8) as u32, data as u8);
         match source {
             s if s == Source::Listener as u8 => self.accept(),
@@ -128,13 +135,13 @@ impl Keeper {
             s if s == Source::Connection as u8 => self.serve(number),
             s if s == Source::Sync as u8 => self.hear(number),
             s if s == Source::Stdout as u8 => self.pump(number, 0),
-            _ => self.pump(number, 1),
+            s if s == Source::Stderr as u8 => self.pump(number, 1),
+            _ => self.client_ready(number),
         }
     }
 
     pub fn watch(&self, fd: BorrowedFd<'_>, source: Source, number: u32) -> Result<()> {
-        let data = epoll::EventData::new_u64(u64::from(number) << 8 | source as u64);
-        epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)
+        epoll::add(&self.epoll, fd, source.data(number), epoll::EventFlags::IN)
     }
 
     fn accept(&mut self) {
@@ -252,11 +259,15 @@ impl Keeper {
                 return None;
             }
             Request::Quit => self.end(),
+            Request::Attach { flags, roles } => {
+                self.attach(caller, handle, flags, &roles, fds);
+                return None;
+            }
         };
         Some(done.map_or_else(failed, |()| (0, Vec::new())))
     }
 
-    fn task(&mut self, handle: u32) -> Result<&mut Task> {
+    pub fn task(&mut self, handle: u32) -> Result<&mut Task> {
         self.tasks
             .iter_mut()
             .find(|task| task.handle == handle)
@@ -428,14 +439,14 @@ impl Keeper {
         task.started = now();
         let mut body = Vec::new();
         task.state().encode(&mut body);
-        let (caller, console) = (task.caller.take(), task.console.take());
-        if let Some(caller) = caller {
+        // The terminal of an exec is podd's alone: it hangs up when podd closes it, or dies.
+        let console = match task.kind {
+            TaskKind::Exec => task.console.take(),
+            TaskKind::Container | TaskKind::Pod => None,
+        };
+        if let Some(caller) = task.caller.take() {
             let fds: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).collect();
-            let is_exec = self.task(handle).is_ok_and(|task| task.kind == TaskKind::Exec);
-            self.reply(caller, (0, body), if is_exec { &fds } else { &[] });
-        }
-        if let Ok(task) = self.task(handle) {
-            task.console = console;
+            self.reply(caller, (0, body), &fds);
         }
     }
 
@@ -451,17 +462,6 @@ impl Keeper {
         if let Some(caller) = task.caller.take() {
             self.reply(caller, (errno, report.to_vec()), &[]);
         }
-    }
-
-    fn pump(&mut self, handle: u32, output: usize) {
-        let mut buffer = core::mem::take(&mut self.buffer);
-        if let Ok(task) = self.task(handle)
-            && let Some(source) = &mut task.outputs[output]
-            && source.pump(&mut task.log, &mut buffer, false) == Read::Ended
-        {
-            task.outputs[output] = None;
-        }
-        self.buffer = buffer;
     }
 
     /// Collects every ended child: tasks, outer processes of stages, and orphans of containers without a pid
@@ -507,10 +507,11 @@ impl Keeper {
             self.buffer = buffer;
             return;
         };
-        for output in task.outputs.iter_mut().filter_map(Option::take) {
-            let mut output = output;
+        for mut output in task.outputs.iter_mut().filter_map(Option::take) {
             output.pump(&mut task.log, &mut buffer, true);
             output.close_line(&mut task.log);
+            // podd may hold the same terminal for a client: closing this fd alone would not end the watch.
+            let _ = epoll::delete(&self.epoll, &output.fd);
         }
         (task.stdin, task.console, task.log, task.pidfd) = (None, None, None, None);
         task.phase = Phase::Ended(phase);

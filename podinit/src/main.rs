@@ -20,6 +20,8 @@ mod keeper;
 mod launch;
 mod nest;
 mod output;
+mod pump;
+mod taps;
 mod task;
 mod users;
 mod volumes;

@@ -1,5 +1,6 @@
 //! From a container's pipes to its log file, record by record, with one shared buffer and no copy.
 
+use crate::taps::{PAGE, Taps};
 use crate::task::now;
 use alloc::vec::Vec;
 use podinit::cri_log::{PREFIX, Records, Stream, prefix};
@@ -19,6 +20,8 @@ const ROUNDS: usize = 32;
 pub struct Output {
     pub fd: OwnedFd,
     pub stream: Stream,
+    /// Clients that get the same bytes.
+    pub taps: Taps,
     /// The beginning of a line, shorter than a record; memory is needed only while there is one.
     held: Vec<u8>,
     /// The last record ended inside a line.
@@ -41,6 +44,8 @@ pub enum Read {
     Open,
     /// Every writer is gone.
     Ended,
+    /// A client has no room.
+    Waits,
 }
 
 impl Log {
@@ -120,20 +125,28 @@ impl Output {
         Self {
             fd,
             stream,
+            taps: Taps::new(),
             held: Vec::new(),
             inside_line: false,
         }
     }
 
-    /// Moves what can be read to the log: what there is when `drain`, until the end or until it would block.
+    /// Moves what can be read to the log and the clients: what there is when `drain`, until the end or until it
+    /// would block.
     pub fn pump(&mut self, log: &mut Option<Log>, buffer: &mut [u8], drain: bool) -> Read {
         let mut kept = self.held.len();
         buffer[..kept].copy_from_slice(&self.held);
         self.held = Vec::new();
         let mut result = Read::Open;
         // Bounded, so that one busy writer starves no other task, and a drain ends though a writer survives.
-        for _ in 0..ROUNDS {
-            let n = match read(&self.fd, &mut buffer[kept..]) {
+        let mut budget = ROUNDS * buffer.len();
+        while budget > 0 {
+            let room = self.room(buffer.len() - kept, drain);
+            if room == 0 {
+                result = Read::Waits;
+                break;
+            }
+            let n = match read(&self.fd, &mut buffer[kept..kept + room]) {
                 // A terminal reports the end of its last user as EIO.
                 Ok(0) | Err(Errno::IO) => {
                     result = Read::Ended;
@@ -143,9 +156,11 @@ impl Output {
                 Err(Errno::INTR) => continue,
                 Err(_) => break,
             };
+            budget = budget.saturating_sub(room);
             let have = kept + n;
+            self.taps.send(&buffer[kept..have]);
             kept = self.emit(log, buffer, have);
-            if have < buffer.len() / 2 && !drain {
+            if n < room && have < buffer.len() / 2 && !drain {
                 break;
             }
         }
@@ -154,6 +169,24 @@ impl Output {
             self.close_line(log);
         }
         result
+    }
+
+    /// How much may be read at once: nothing while a client has no room.
+    fn room(&mut self, space: usize, drain: bool) -> usize {
+        if self.taps.is_empty() {
+            return space;
+        }
+        if !self.taps.have_room() {
+            if !drain {
+                return 0;
+            }
+            self.taps.make_room();
+        }
+        if self.taps.is_empty() {
+            space
+        } else {
+            space.min(PAGE)
+        }
     }
 
     /// Writes what `buffer[..have]` completes, moves the rest to the front and returns its length.

@@ -105,3 +105,9 @@ pub fn now() -> u64 {
     let time = clock_gettime(ClockId::Realtime);
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
+
+/// Time since boot in ns, for waits: the time of day may jump.
+pub fn uptime() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}

@@ -107,6 +107,14 @@ pub mod launch_flag {
     pub const TTY: u32 = 64;
 }
 
+/// Bits of [`Request::Attach`]'s `flags`.
+pub mod attach_flag {
+    /// The reply brings the container's input: its terminal, or the pipe that it reads.
+    pub const INPUT: u32 = 1;
+    /// podinit gives its own end of the pipe away: the container reads end of file when podd closes it.
+    pub const TAKE_INPUT: u32 = 2;
+}
+
 /// What podd asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -144,6 +152,14 @@ pub enum Request {
     Namespaces,
     /// End, if nothing runs.
     Quit,
+    /// Copy what a container writes, from now on, to the pipes of the frame, which must not block. One that stays
+    /// full for too long is closed; all are when the container ends. The reply has the input's fd, if there is one.
+    Attach {
+        /// Bits of [`attach_flag`].
+        flags: u32,
+        /// [`Role::Stdout`] or [`Role::Stderr`] for each pipe.
+        roles: Vec<Role>,
+    },
 }
 
 /// How a task is, in replies to `List` and in exit events.
@@ -312,6 +328,10 @@ impl RequestFrame {
             Request::List => (8, 0),
             Request::Namespaces => (9, 0),
             Request::Quit => (10, 0),
+            Request::Attach { flags, roles } => {
+                body.extend(roles.iter().map(|role| *role as u8));
+                (11, *flags)
+            }
         };
         frame(kind, self.sequence, self.handle, value, &body)
     }
@@ -340,6 +360,10 @@ impl RequestFrame {
             8 => Request::List,
             9 => Request::Namespaces,
             10 => Request::Quit,
+            11 => Request::Attach {
+                flags: value,
+                roles: roles(body).ok_or(Refused::Malformed)?,
+            },
             _ => return Err(Refused::Unknown(sequence)),
         };
         Ok(Self {
@@ -358,16 +382,17 @@ fn launch(kind: u32, body: &[u8]) -> Option<Request> {
         _ => return None,
     };
     let (flags, rest) = body.split_first_chunk::<4>()?;
-    let (target, roles) = rest.split_first_chunk::<4>()?;
+    let (target, rest) = rest.split_first_chunk::<4>()?;
     Some(Request::Launch {
         kind,
         flags: u32::from_le_bytes(*flags),
         target: u32::from_le_bytes(*target),
-        roles: roles
-            .iter()
-            .map(|byte| Role::from_byte(*byte))
-            .collect::<Option<_>>()?,
+        roles: roles(rest)?,
     })
+}
+
+fn roles(bytes: &[u8]) -> Option<Vec<Role>> {
+    bytes.iter().map(|byte| Role::from_byte(*byte)).collect()
 }
 
 impl Answer {
@@ -434,7 +459,18 @@ mod tests {
             Request::Reopen,
             Request::Forget,
         ];
-        let rest = [Request::List, Request::Namespaces, Request::Quit, launch, resize];
+        let attach = Request::Attach {
+            flags: attach_flag::INPUT,
+            roles: vec![Role::Stdout],
+        };
+        let rest = [
+            Request::List,
+            Request::Namespaces,
+            Request::Quit,
+            launch,
+            resize,
+            attach,
+        ];
         for request in plain.into_iter().chain(rest) {
             let frame = RequestFrame {
                 sequence: 3,

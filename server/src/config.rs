@@ -4,6 +4,7 @@
 //! the host, and is never written back. Every key is described in `docs/config.md`; a test holds that.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 pub use podd_netplug::Subnet;
@@ -24,6 +25,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Logging of the daemon itself.
     pub log: Log,
+    /// The server behind Exec, Attach and PortForward.
+    pub streaming: Streaming,
     /// Control groups.
     pub cgroup: Cgroup,
     /// The built-in pod network.
@@ -45,6 +48,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/podd"),
             run_dir: PathBuf::from("/run/podd"),
             log: Log::default(),
+            streaming: Streaming::default(),
             cgroup: Cgroup::default(),
             network: Network::default(),
             images: Images::default(),
@@ -86,6 +90,28 @@ pub enum LogFormat {
     Stderr,
     /// One JSON object per event on standard error.
     Json,
+}
+
+/// The server behind Exec, Attach and PortForward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Address to listen on, and the host of the URLs that clients are given.
+    pub address: IpAddr,
+    /// Port to listen on; 0 lets the kernel choose.
+    pub port: u16,
+    /// How long a session may be silent in both directions.
+    pub idle_seconds: u32,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            idle_seconds: 4 * 60 * 60,
+        }
+    }
 }
 
 /// Control groups.
@@ -330,6 +356,13 @@ impl Config {
         if let Err(e) = crate::telemetry::filter(&self.log.level) {
             return Some(("log.level", e.to_string()));
         }
+        if self.streaming.address.is_unspecified() {
+            let reason = "must be one address of the node: it is the host of the URLs that clients are given";
+            return Some(("streaming.address", reason.to_owned()));
+        }
+        if self.streaming.idle_seconds == 0 {
+            return Some(("streaming.idle_seconds", "must be at least 1".to_owned()));
+        }
         if !self.cgroup.default_parent.starts_with('/') || self.cgroup.default_parent.contains("..") {
             return Some((
                 "cgroup.default_parent",
@@ -443,6 +476,8 @@ mod tests {
                 "[network]\nsubnets = [\"10.0.0.0/8\", \"11.0.0.0/8\"]",
                 "at most one range of each family",
             ),
+            ("[streaming]\naddress = \"::\"", "streaming.address"),
+            ("[streaming]\naddress = \"localhost\"", ":2: "),
             ("[network]\nsubnets = []", "unless subnet_source is kubelet"),
             (
                 "[network]\nbridge = \"a-name-that-is-too-long\"",

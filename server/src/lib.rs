@@ -11,4 +11,5 @@ pub mod model;
 pub mod serve;
 pub mod spec;
 pub mod state;
+pub mod streaming;
 pub mod telemetry;

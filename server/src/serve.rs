@@ -4,6 +4,7 @@
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, RawFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use crate::cri::layers::Observe;
 use crate::cri::{Cri, request};
 use crate::engine::{Engine, OpenError};
 use crate::state::recover::Recovered;
+use crate::streaming::{self, Streaming};
 use crate::telemetry::{self, TelemetryError};
 
 /// Why the daemon could not start, or had to stop.
@@ -49,6 +51,14 @@ pub enum ServeError {
         verb: &'static str,
         /// On what.
         path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The address for Exec, Attach and PortForward.
+    #[error("cannot listen on {address}: change [streaming] in the configuration")]
+    Streaming {
+        /// Where podd was to listen.
+        address: SocketAddr,
         /// What the system said.
         source: io::Error,
     },
@@ -104,10 +114,16 @@ async fn live(config: Config) -> Result<(), ServeError> {
 
     let (engine, found) = Engine::open(Arc::clone(&config), request::DECODE).await?;
     report_recovery(&found);
+    let streaming = streaming::Listener::bind(&config.streaming).await;
+    let streaming = streaming.map_err(|source| ServeError::Streaming {
+        address: (config.streaming.address, config.streaming.port).into(),
+        source,
+    })?;
     let listener = listen(&config)?;
     notify(NotifyState::Ready);
     info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "serving");
-    serve(Arc::clone(&engine), listener, stopping).await?;
+    let streaming = Arc::new(Streaming::start(streaming, Arc::clone(&engine)));
+    serve(Arc::clone(&engine), streaming, listener, stopping).await?;
     drain(&engine).await;
     info!("stopped; pods keep running");
     Ok(())
@@ -119,12 +135,13 @@ async fn live(config: Config) -> Result<(), ServeError> {
 /// The server failed.
 pub async fn serve(
     engine: Arc<Engine>,
+    streaming: Arc<Streaming>,
     listener: UnixListener,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let limit = usize::try_from(engine.config.limits.grpc_message_bytes).unwrap_or(usize::MAX);
     let patience = Duration::from_secs(engine.config.timeouts.drain_seconds.into());
-    let cri = Cri::new(engine);
+    let cri = Cri::new(engine, streaming);
     let runtime = RuntimeServiceServer::new(cri.clone())
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);

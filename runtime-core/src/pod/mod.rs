@@ -8,7 +8,7 @@ mod volumes;
 
 pub use podinit::report::{Failure, Identity, Report};
 pub use podinit::wire::{
-    Answer, Refused, Request, RequestFrame, Role, TaskKind, TaskPhase, TaskState, launch_flag,
+    Answer, Refused, Request, RequestFrame, Role, TaskKind, TaskPhase, TaskState, attach_flag, launch_flag,
 };
 pub use programs::{Programs, SealError};
 pub use socket::{Podinit, Received, connect, listen, receive, send, spawn};

@@ -15,12 +15,7 @@ pub async fn exec_sync(
     request: v1::ExecSyncRequest,
 ) -> Result<v1::ExecSyncResponse, Fault> {
     Span::current().record("container", &request.container_id);
-    if request.cmd.is_empty() {
-        return Err(Fault::invalid("cmd", "must name a command"));
-    }
-    if request.cmd.iter().any(|argument| argument.contains('\0')) {
-        return Err(Fault::invalid("cmd", "must not contain a NUL byte"));
-    }
+    check_command(&request.cmd)?;
     let timeout = u64::try_from(request.timeout)
         .ok()
         .filter(|t| *t > 0)
@@ -33,4 +28,15 @@ pub async fn exec_sync(
         stderr: output.stderr,
         exit_code: output.code,
     })
+}
+
+/// A command that can be executed.
+pub(super) fn check_command(argv: &[String]) -> Result<(), Fault> {
+    if argv.is_empty() {
+        return Err(Fault::invalid("cmd", "must name a command"));
+    }
+    if argv.iter().any(|argument| argument.contains('\0')) {
+        return Err(Fault::invalid("cmd", "must not contain a NUL byte"));
+    }
+    Ok(())
 }

@@ -3,15 +3,16 @@
 //! Owns the mapping of every error to a gRPC code and a sentence an operator can act on. It is exhaustive: a new
 //! error cannot be added without choosing its code. Logs nothing; `layers` does, once per request.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use tonic::{Code, Status};
 
 use crate::engine::EngineError;
+use crate::engine::error::sentence;
 use crate::engine::native::Kind;
 use crate::model::{Invalid, Refused};
 use crate::state::store::LookupError;
+use crate::streaming::TokenError;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum Fault {
     /// An image could not be pulled, found, or removed.
     #[error(transparent)]
     Image(#[from] podd_images::Error),
+    /// A streaming session could not be offered.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// podd does not have this RPC yet.
     #[error("{0} is not implemented by podd {version}", version = env!("CARGO_PKG_VERSION"))]
     Unimplemented(&'static str),
@@ -49,6 +53,8 @@ impl Fault {
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::Engine(e) => engine(e),
             Self::Image(e) => image(e),
+            Self::Token(TokenError::Full) => Code::ResourceExhausted,
+            Self::Token(TokenError::Random(_)) => Code::Internal,
             Self::Panicked(_) => Code::Internal,
         }
     }
@@ -115,21 +121,6 @@ impl From<Fault> for Status {
     fn from(fault: Fault) -> Self {
         Self::new(fault.code(), sentence(&fault))
     }
-}
-
-/// An error with its causes, each said once.
-fn sentence(e: &dyn Error) -> String {
-    let mut text = e.to_string();
-    let mut cause = e.source();
-    while let Some(e) = cause {
-        let said = e.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = e.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod layers;
 pub mod pod;
 pub mod request;
 pub mod stats;
+pub mod streaming;
 pub mod version_status;
 
 use std::pin::Pin;
@@ -25,6 +26,7 @@ use podd_proto::v1::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::engine::Engine;
+use crate::streaming::Streaming;
 use fault::Fault;
 
 /// A stream of messages, as tonic wants it.
@@ -34,13 +36,14 @@ type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Debug, Clone)]
 pub struct Cri {
     engine: Arc<Engine>,
+    streaming: Arc<Streaming>,
 }
 
 impl Cri {
-    /// The services on top of an engine.
+    /// The services on top of an engine, and the server that their streaming calls name.
     #[must_use]
-    pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine }
+    pub fn new(engine: Arc<Engine>, streaming: Arc<Streaming>) -> Self {
+        Self { engine, streaming }
     }
 }
 
@@ -222,19 +225,23 @@ impl RuntimeService for Cri {
         answer(exec::exec_sync(&self.engine, r.into_inner()).await)
     }
 
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
-        unimplemented("Exec")
+    async fn exec(&self, r: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        answer(streaming::exec(&self.engine, &self.streaming, r.into_inner()))
     }
 
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
-        unimplemented("Attach")
+    async fn attach(&self, r: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
+        answer(streaming::attach(&self.engine, &self.streaming, &r.into_inner()))
     }
 
     async fn port_forward(
         &self,
-        _: Request<v1::PortForwardRequest>,
+        r: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
-        unimplemented("PortForward")
+        answer(streaming::port_forward(
+            &self.engine,
+            &self.streaming,
+            &r.into_inner(),
+        ))
     }
 
     async fn container_stats(

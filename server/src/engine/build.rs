@@ -269,9 +269,13 @@ pub fn exec_plan(
         groups: identity.groups.clone(),
         policy: GroupsPolicy::Strict,
     });
+    let mut env = base.env.clone();
+    if terminal && !env.iter().any(|entry| entry.starts_with(b"TERM=")) {
+        env.push(b"TERM=xterm".to_vec());
+    }
     let process = ProcessInputs {
         identity,
-        env: Some(base.env.clone()),
+        env: Some(env),
         host_caps: engine.native.host.capabilities,
         seccomp: engine.native.filters.of(&base.spec)?,
         into_cgroup: true,

@@ -354,7 +354,11 @@ impl Engine {
         Ok(exec::exec_sync(self, &found, argv, timeout).await?)
     }
 
-    fn running(&self, id: &str) -> Outcome<Arc<Container>> {
+    /// The running container that an id, or its unique beginning, names.
+    ///
+    /// # Errors
+    /// It is unknown or not running.
+    pub fn running(&self, id: &str) -> Outcome<Arc<Container>> {
         let found = self.find_container(id)?;
         if matches!(found.record.phase, ContainerPhase::Running { .. }) {
             return Ok(found);

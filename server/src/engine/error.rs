@@ -175,3 +175,19 @@ fn list(undo: &[UndoFailure]) -> String {
         .collect::<Vec<_>>()
         .join(", ")
 }
+
+/// An error with its causes, each said once.
+#[must_use]
+pub fn sentence(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(e) = cause {
+        let said = e.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = e.source();
+    }
+    text
+}

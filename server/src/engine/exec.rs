@@ -1,7 +1,7 @@
-//! What ExecSync does on the host.
+//! What ExecSync does on the host, and what every exec begins with.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,10 +35,14 @@ pub async fn exec_sync(
     timeout: Option<Duration>,
 ) -> Result<ExecOutput, EngineError> {
     let (prepare, within) = (Arc::clone(engine), Arc::clone(container));
-    let prepared = blocking("ExecSync", move || Prepared::new(&prepare, &within, argv)).await?;
+    let prepared = blocking("ExecSync", move || -> Result<_, EngineError> {
+        let prepared = Prepared::new(&prepare, &within, argv, false)?;
+        Ok((prepared, Pipe::output()?, Pipe::output()?))
+    })
+    .await?;
     // In a task of its own: a client that goes away while the command is being started leaves nothing behind, as
     // what the task returns is dropped.
-    let launched = tokio::spawn(launch(Arc::clone(engine), Arc::clone(container), prepared)).await;
+    let launched = tokio::spawn(launch_sync(Arc::clone(engine), Arc::clone(container), prepared)).await;
     let (running, exited, stdout, stderr) = launched.map_err(|_| EngineError::Panicked("ExecSync"))??;
     let limit = engine.config.limits.exec_sync_output_bytes as usize;
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -65,54 +69,79 @@ pub async fn exec_sync(
     })
 }
 
-type Reader = std::io::Result<pipe::Receiver>;
+pub(super) type Reader = std::io::Result<pipe::Receiver>;
 
-/// Starts the command and returns it with where its exit will be told and its outputs.
-async fn launch(
+async fn launch_sync(
     engine: Arc<Engine>,
     container: Arc<Container>,
-    prepared: Prepared,
+    (prepared, stdout, stderr): (Prepared, Pipe, Pipe),
 ) -> Result<(Running, oneshot::Receiver<TaskState>, Reader, Reader), EngineError> {
-    let Prepared {
-        plan,
-        encoded,
-        cgroup,
-        stdout,
-        stderr,
-    } = prepared;
+    let stdio = [
+        (Role::Stdout, stdout.theirs.as_fd()),
+        (Role::Stderr, stderr.theirs.as_fd()),
+    ];
+    let launched = launch(&engine, &container, &prepared, 0, &stdio).await?;
+    let running = Running {
+        pid: launched.pid,
+        cgroup: Some(prepared.cgroup),
+        _registered: launched.registered,
+    };
+    Ok((
+        running,
+        launched.exited,
+        stdout.into_reader(),
+        stderr.into_reader(),
+    ))
+}
+
+/// A command that podinit has started.
+pub(super) struct Launched {
+    /// As the host numbers it.
+    pub pid: u32,
+    /// Where its exit is told.
+    pub exited: oneshot::Receiver<TaskState>,
+    /// Its place among the keeper's execs.
+    pub registered: Registered,
+    /// What came with the answer: the terminal's master, where the plan has one.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Starts a command with these standard streams; those that are not named are /dev/null or the terminal.
+pub(super) async fn launch(
+    engine: &Engine,
+    container: &Container,
+    prepared: &Prepared,
+    flags: u32,
+    stdio: &[(Role, BorrowedFd<'_>)],
+) -> Result<Launched, EngineError> {
     let keeper = engine.native.keeper(&container.record.pod)?;
     let (handle, exited) = keeper.register_exec();
     let registered = Registered {
         keeper: Arc::clone(&keeper),
         handle,
     };
-    let roles = vec![Role::Stage, Role::Plan, Role::Cgroup, Role::Stdout, Role::Stderr];
-    let target = container_handle(container.record.handle);
+    let own = [
+        (Role::Stage, engine.native.programs.stage()),
+        (Role::Plan, prepared.plan.as_fd()),
+        (Role::Cgroup, prepared.cgroup.dir()),
+    ];
+    let (roles, fds): (Vec<Role>, Vec<BorrowedFd<'_>>) = own.iter().chain(stdio).copied().unzip();
     let request = Request::Launch {
         kind: TaskKind::Exec,
-        flags: 0,
-        target,
+        flags,
+        target: container_handle(container.record.handle),
         roles,
     };
-    let stage = engine.native.programs.stage();
-    let fds = [
-        stage,
-        plan.as_fd(),
-        cgroup.dir(),
-        stdout.write.as_fd(),
-        stderr.write.as_fd(),
-    ];
     let reply = keeper
         .call(handle, request, &fds)
         .await
-        .map_err(|e| plans::explain(e, &encoded))?;
-    let pid = TaskState::decode(&reply.body).map_or(0, |state| state.pid);
-    let running = Running {
-        pid,
-        cgroup: Some(cgroup),
-        _registered: registered,
-    };
-    Ok((running, exited, stdout.into_reader(), stderr.into_reader()))
+        .map_err(|e| plans::explain(e, &prepared.encoded))?;
+    Ok(Launched {
+        pid: TaskState::decode(&reply.body).map_or(0, |state| state.pid),
+        exited,
+        registered,
+        fds: reply.fds,
+    })
 }
 
 /// Waits for the exit and the ends of both outputs; for the latter not much longer than for the former.
@@ -134,7 +163,8 @@ async fn until_over(
     ended.map_err(|_| NativeError::PodinitGone)
 }
 
-fn code(phase: TaskPhase) -> i32 {
+/// The exit code of a command that has ended.
+pub(super) fn code(phase: TaskPhase) -> i32 {
     match phase {
         TaskPhase::Exited(status) => status.into(),
         TaskPhase::Killed(signal) => 128 + i32::from(signal),
@@ -155,43 +185,69 @@ async fn collect(reader: Reader, kept: &mut Vec<u8>, limit: usize) {
     }
 }
 
-struct Pipe {
-    read: OwnedFd,
-    write: OwnedFd,
+/// A pipe between podd and a command.
+pub(super) struct Pipe {
+    /// podd's end.
+    pub ours: OwnedFd,
+    /// The command's end.
+    pub theirs: OwnedFd,
 }
 
 impl Pipe {
-    fn new() -> Result<Self, NativeError> {
-        let failed = |source: std::io::Error| NativeError::Kernel {
-            operation: "make a pipe",
-            source,
-        };
-        let (read, write) = std::io::pipe().map_err(failed)?;
-        rustix::io::ioctl_fionbio(&read, true).map_err(|errno| failed(errno.into()))?;
+    /// For what the command writes.
+    pub fn output() -> Result<Self, NativeError> {
+        let (read, write) = std::io::pipe().map_err(no_pipe)?;
         Ok(Self {
-            read: read.into(),
-            write: write.into(),
+            ours: read.into(),
+            theirs: write.into(),
+        })
+    }
+
+    /// For what the command reads.
+    pub fn input() -> Result<Self, NativeError> {
+        let (read, write) = std::io::pipe().map_err(no_pipe)?;
+        Ok(Self {
+            ours: write.into(),
+            theirs: read.into(),
         })
     }
 
     /// Keeps the reading end: the writing end is the command's alone from now on.
-    fn into_reader(self) -> Reader {
-        drop(self.write);
-        pipe::Receiver::from_owned_fd(self.read)
+    pub fn into_reader(self) -> Reader {
+        drop(self.theirs);
+        pipe::Receiver::from_owned_fd(self.ours)
+    }
+
+    /// Keeps the writing end.
+    pub fn into_writer(self) -> std::io::Result<pipe::Sender> {
+        drop(self.theirs);
+        pipe::Sender::from_owned_fd(self.ours)
     }
 }
 
-struct Prepared {
+fn no_pipe(source: std::io::Error) -> NativeError {
+    NativeError::Kernel {
+        operation: "make a pipe",
+        source,
+    }
+}
+
+/// What an exec needs before podinit is asked.
+pub(super) struct Prepared {
     plan: OwnedFd,
     encoded: Vec<u8>,
     cgroup: Cgroup,
-    stdout: Pipe,
-    stderr: Pipe,
 }
 
 impl Prepared {
-    fn new(engine: &Engine, container: &Container, argv: Vec<String>) -> Result<Self, EngineError> {
-        let encoded = build::exec_plan(engine, container, argv, false)?;
+    /// Blocks.
+    pub fn new(
+        engine: &Engine,
+        container: &Container,
+        argv: Vec<String>,
+        terminal: bool,
+    ) -> Result<Self, EngineError> {
+        let encoded = build::exec_plan(engine, container, argv, terminal)?;
         let cgroup = match nested_cgroup(engine, container)? {
             Some(nested) => Some(nested),
             None => exits::find_cgroup(engine, container)?,
@@ -201,8 +257,6 @@ impl Prepared {
             plan: plans::seal(&encoded)?,
             encoded,
             cgroup,
-            stdout: Pipe::new()?,
-            stderr: Pipe::new()?,
         })
     }
 }
@@ -233,7 +287,8 @@ fn nested_cgroup(engine: &Engine, container: &Container) -> Result<Option<Cgroup
 }
 
 /// An exec that its keeper knows; forgotten however its future ends.
-struct Registered {
+#[derive(Debug)]
+pub(super) struct Registered {
     keeper: Arc<Keeper>,
     handle: u32,
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use runtime_core::pod::{self, Answer, Received, Report, Request, RequestFrame, TaskState};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::native::NativeError;
 use crate::state::record::ProcessRef;
@@ -68,6 +68,7 @@ pub struct Keeper {
     next_exec: AtomicU32,
     pending: Mutex<Option<HashMap<u32, oneshot::Sender<RawReply>>>>,
     execs: Mutex<HashMap<u32, oneshot::Sender<TaskState>>>,
+    gone: watch::Sender<bool>,
 }
 
 impl Keeper {
@@ -84,6 +85,7 @@ impl Keeper {
             next_exec: AtomicU32::new(FIRST_EXEC),
             pending: Mutex::new(Some(HashMap::new())),
             execs: Mutex::default(),
+            gone: watch::Sender::new(false),
         }))
     }
 
@@ -103,6 +105,12 @@ impl Keeper {
         // Whoever waits, waits in vain.
         lock(&self.pending).take();
         lock(&self.execs).clear();
+        self.gone.send_replace(true);
+    }
+
+    /// Waits until podinit has closed the connection: the pod was stopped, or is lost.
+    pub async fn gone(&self) {
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
     }
 
     fn dispatch(&self, received: Received, exited: &impl Fn(TaskState)) {
@@ -313,5 +321,6 @@ fn name(request: &Request) -> &'static str {
         Request::List => "list its processes",
         Request::Namespaces => "hand out the namespaces",
         Request::Quit => "end",
+        Request::Attach { .. } => "attach a client",
     }
 }

@@ -7,6 +7,7 @@
 pub mod build;
 pub mod container;
 pub mod containers;
+pub mod dial;
 pub mod error;
 pub mod exec;
 mod exits;
@@ -20,6 +21,7 @@ pub mod pod;
 pub mod pods;
 mod reconcile;
 pub mod resources;
+pub mod session;
 pub mod stats;
 pub mod undo;
 mod writable;

@@ -1,0 +1,89 @@
+//! Exec, Attach and PortForward: each answers with a URL, and the session is held there.
+
+use podd_proto::v1;
+use tracing::Span;
+
+use super::exec::check_command;
+use super::fault::Fault;
+use crate::engine::Engine;
+use crate::engine::dial::Target;
+use crate::engine::session::Wanted;
+use crate::streaming::{Request, Streaming};
+
+/// Exec.
+pub fn exec(
+    engine: &Engine,
+    streaming: &Streaming,
+    request: v1::ExecRequest,
+) -> Result<v1::ExecResponse, Fault> {
+    Span::current().record("container", &request.container_id);
+    check_command(&request.cmd)?;
+    let wanted = Wanted {
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        terminal: request.tty,
+    };
+    check_streams(wanted)?;
+    let container = engine.running(&request.container_id)?;
+    let url = streaming.url(Request::Exec {
+        container: container.record.id,
+        argv: request.cmd,
+        wanted,
+    })?;
+    Ok(v1::ExecResponse { url })
+}
+
+/// Attach.
+pub fn attach(
+    engine: &Engine,
+    streaming: &Streaming,
+    request: &v1::AttachRequest,
+) -> Result<v1::AttachResponse, Fault> {
+    Span::current().record("container", &request.container_id);
+    let wanted = Wanted {
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        terminal: request.tty,
+    };
+    check_streams(wanted)?;
+    let container = engine.running(&request.container_id)?;
+    let url = streaming.url(Request::Attach {
+        container: container.record.id,
+        wanted,
+    })?;
+    Ok(v1::AttachResponse { url })
+}
+
+/// PortForward. The ports are named again by the streams of the session, as the kubelet's own server has it.
+pub fn port_forward(
+    engine: &Engine,
+    streaming: &Streaming,
+    request: &v1::PortForwardRequest,
+) -> Result<v1::PortForwardResponse, Fault> {
+    Span::current().record("pod", &request.pod_sandbox_id);
+    if request.port.iter().any(|port| !(1..=65_535).contains(port)) {
+        return Err(Fault::invalid("port", "must be between 1 and 65535"));
+    }
+    let pod = engine.find_pod(&request.pod_sandbox_id)?;
+    Target::new(engine, &pod).map_err(std::sync::Arc::new)?;
+    let url = streaming.url(Request::PortForward { pod: pod.record.id })?;
+    Ok(v1::PortForwardResponse { url })
+}
+
+fn check_streams(wanted: Wanted) -> Result<(), Fault> {
+    if wanted.terminal && wanted.stderr {
+        return Err(Fault::invalid(
+            "stderr",
+            "must be false with tty: a terminal has one output",
+        ));
+    }
+    if !(wanted.stdin || wanted.stdout || wanted.stderr) {
+        return Err(Fault::invalid(
+            "stdin",
+            "at least one of stdin, stdout and stderr must be true",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! The server behind Exec, Attach and PortForward.
+//!
+//! The CRI call leaves a request here and answers with a URL; whoever connects to it within a minute gets the
+//! session, over SPDY/3.1 or WebSocket (`docs/streaming.md`).
+//!
+//! ```text
+//! http ──upgrade──▶ spdy ───────────┬─▶ remote ──▶ engine::session   (exec, attach)
+//!               └─▶ websocket ──────┤
+//!                       └─tunnel─spdy─▶ portforward ──▶ engine::dial
+//! ```
+//!
+//! Owns the listener, the tokens and every byte between a client and a process. Knows no message of the CRI.
+
+mod http;
+mod portforward;
+mod remote;
+mod session;
+mod spdy;
+mod status;
+mod stream;
+mod tokens;
+mod websocket;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::config;
+use crate::engine::Engine;
+use crate::engine::session::Wanted;
+use crate::model::{ContainerId, PodId};
+use http::{Head, Refusal};
+use stream::Idle;
+use tokens::Tokens;
+
+pub use tokens::TokenError;
+
+/// How long a client may take to send its request.
+const HEAD: Duration = Duration::from_secs(10);
+
+/// How long to wait when the kernel has no more files for connections.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// What a token stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// A command in a container.
+    Exec {
+        /// The container.
+        container: ContainerId,
+        /// The command.
+        argv: Vec<String>,
+        /// Its streams.
+        wanted: Wanted,
+    },
+    /// A container's own process.
+    Attach {
+        /// The container.
+        container: ContainerId,
+        /// Its streams.
+        wanted: Wanted,
+    },
+    /// Connections to a pod.
+    PortForward {
+        /// The pod.
+        pod: PodId,
+    },
+}
+
+impl Request {
+    /// The first part of the URL's path.
+    fn verb(&self) -> &'static str {
+        match self {
+            Self::Exec { .. } => "exec",
+            Self::Attach { .. } => "attach",
+            Self::PortForward { .. } => "portforward",
+        }
+    }
+}
+
+/// The listening socket, before there is anything to serve.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+    idle: Duration,
+}
+
+impl Listener {
+    /// Listens where the configuration says.
+    ///
+    /// # Errors
+    /// The address is not the node's, or the port is taken.
+    pub async fn bind(config: &config::Streaming) -> io::Result<Self> {
+        let listener = TcpListener::bind((config.address, config.port)).await?;
+        Ok(Self {
+            address: listener.local_addr()?,
+            listener,
+            idle: Duration::from_secs(config.idle_seconds.into()),
+        })
+    }
+}
+
+/// The streaming server; it ends with the value, and sessions end with podd.
+#[derive(Debug)]
+pub struct Streaming {
+    tokens: Arc<Tokens<Request>>,
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl Streaming {
+    /// Begins to serve.
+    #[must_use]
+    pub fn start(listener: Listener, engine: Arc<Engine>) -> Self {
+        let Listener {
+            listener,
+            address,
+            idle,
+        } = listener;
+        let tokens = Arc::new(Tokens::default());
+        let server = Server {
+            tokens: Arc::clone(&tokens),
+            engine,
+            idle,
+        };
+        Self {
+            tokens,
+            address,
+            accepting: tokio::spawn(server.accept(listener)),
+        }
+    }
+
+    /// An absolute URL for a request, good for one use within a minute.
+    ///
+    /// # Errors
+    /// Too many URLs wait for their clients.
+    pub fn url(&self, request: Request) -> Result<String, TokenError> {
+        let verb = request.verb();
+        let token = self.tokens.issue(request, Instant::now())?;
+        Ok(format!("http://{}/{verb}/{token}", self.address))
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Server {
+    tokens: Arc<Tokens<Request>>,
+    engine: Arc<Engine>,
+    idle: Duration,
+}
+
+impl Server {
+    async fn accept(self, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let server = self.clone();
+                    tokio::spawn(async move { server.serve(stream).await });
+                }
+                Err(e) => {
+                    tracing::warn!(error = %e, "cannot accept a streaming client");
+                    tokio::time::sleep(EXHAUSTED).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, mut stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        let read = tokio::time::timeout(HEAD, Head::read(&mut stream)).await;
+        let (head, rest) = match read {
+            Ok(Ok(read)) => read,
+            Ok(Err(e)) if e.kind() == io::ErrorKind::InvalidData => {
+                let _ = Refusal::new("400 Bad Request", e.to_string())
+                    .send(&mut stream)
+                    .await;
+                return;
+            }
+            _ => return,
+        };
+        let negotiated = self.redeem(&head).and_then(|request| {
+            let wire = session::negotiate(&head, &request)?;
+            Ok((request, wire))
+        });
+        match negotiated {
+            Ok((request, wire)) => {
+                if http::switch(&mut stream, &wire.headers(&head)).await.is_ok() {
+                    let idle = Idle::after(self.idle);
+                    session::run(&self.engine, request, wire, stream, rest, &idle).await;
+                }
+            }
+            Err(refusal) => {
+                tracing::debug!(
+                    status = refusal.status,
+                    "refused a streaming client: {}",
+                    refusal.message
+                );
+                let _ = refusal.send(&mut stream).await;
+            }
+        }
+    }
+
+    /// What the URL stands for.
+    fn redeem(&self, head: &Head) -> Result<Request, Refusal> {
+        if !matches!(head.method.as_str(), "GET" | "POST") {
+            let mut refusal = Refusal::new("405 Method Not Allowed", "use GET or POST");
+            refusal.headers.push(("Allow", "GET, POST".to_owned()));
+            return Err(refusal);
+        }
+        let unknown = || {
+            Refusal::new(
+                "404 Not Found",
+                "no session waits here: its URL is used, older than a minute, or wrong",
+            )
+        };
+        let mut parts = head.path.trim_start_matches('/').splitn(2, '/');
+        let (verb, token) = (
+            parts.next().unwrap_or_default(),
+            parts.next().ok_or_else(unknown)?,
+        );
+        let request = self.tokens.redeem(token, Instant::now()).ok_or_else(unknown)?;
+        if request.verb() == verb {
+            Ok(request)
+        } else {
+            Err(unknown())
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Port-forward: pairs of streams, each pair one connection to a port of the pod.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::spdy::{Connection, Opened};
+use super::stream::{CHUNK, Incoming, Next, Outgoing};
+use crate::engine::dial::Target;
+
+/// The protocol over SPDY.
+pub const PROTOCOL: &str = "portforward.k8s.io";
+
+/// The same, with SPDY tunnelled through a WebSocket.
+pub const TUNNELLED: &str = "SPDY/3.1+portforward.k8s.io";
+
+/// How long one stream of a pair may wait for the other.
+const PAIR: Duration = Duration::from_secs(30);
+
+/// How long a client may still send to a port whose side has closed.
+const HALF_CLOSED: Duration = Duration::from_secs(30);
+
+/// Streams of a pair that is not complete, by the id of their request.
+#[derive(Debug, Default)]
+struct Pairs(HashMap<String, (Half, Instant)>);
+
+#[derive(Debug)]
+struct Half {
+    kind: Kind,
+    port: u16,
+    opened: Opened,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Error,
+}
+
+#[derive(Debug)]
+struct Pair {
+    port: u16,
+    data: Opened,
+    error: Opened,
+}
+
+impl Pairs {
+    /// Adds a stream; the pair if it is complete, or why the stream is refused.
+    fn add(&mut self, opened: Opened, now: Instant) -> Result<Option<Pair>, Opened> {
+        let Some((kind, port)) = describe(&opened) else {
+            return Err(opened);
+        };
+        let id = request_id(&opened, kind);
+        match self.0.remove(&id) {
+            None => {
+                self.0.insert(id, (Half { kind, port, opened }, now));
+                Ok(None)
+            }
+            Some((other, since)) if other.kind == kind || other.port != port => {
+                self.0.insert(id, (other, since));
+                Err(opened)
+            }
+            Some((other, _)) => {
+                let (data, error) = match kind {
+                    Kind::Data => (opened, other.opened),
+                    Kind::Error => (other.opened, opened),
+                };
+                Ok(Some(Pair { port, data, error }))
+            }
+        }
+    }
+
+    /// Gives up what has waited for too long.
+    async fn expire(&mut self, now: Instant) {
+        let late: Vec<_> = self
+            .0
+            .extract_if(|_, (_, since)| now.duration_since(*since) >= PAIR)
+            .collect();
+        for (_, (half, _)) in late {
+            half.opened.outgoing.reset().await;
+        }
+    }
+}
+
+fn describe(opened: &Opened) -> Option<(Kind, u16)> {
+    let kind = match opened.headers.get("streamtype")? {
+        "data" => Kind::Data,
+        "error" => Kind::Error,
+        _ => return None,
+    };
+    let port = opened
+        .headers
+        .get("port")?
+        .parse()
+        .ok()
+        .filter(|port| *port != 0)?;
+    Some((kind, port))
+}
+
+/// Old clients send no id, but open the stream for data right after the one for errors.
+fn request_id(opened: &Opened, kind: Kind) -> String {
+    match opened.headers.get("requestid") {
+        Some(id) => id.to_owned(),
+        None if kind == Kind::Error => format!("stream {}", opened.id),
+        None => format!("stream {}", opened.id.wrapping_sub(2)),
+    }
+}
+
+/// Serves a client until it is gone, or the pod is.
+pub async fn run(mut connection: Connection, target: Target) {
+    let (mut pairs, mut forwards) = (Pairs::default(), JoinSet::new());
+    let mut ticks = tokio::time::interval(PAIR / 3);
+    let gone = {
+        let target = target.clone();
+        async move { target.gone().await }
+    };
+    tokio::pin!(gone);
+    loop {
+        tokio::select! {
+            opened = connection.next() => {
+                let Some(opened) = opened else { break };
+                match pairs.add(opened, Instant::now()) {
+                    Ok(None) => {}
+                    Ok(Some(pair)) => drop(forwards.spawn(forward(target.clone(), pair))),
+                    Err(refused) => refused.outgoing.reset().await,
+                }
+            }
+            Some(_) = forwards.join_next() => {}
+            _ = ticks.tick() => pairs.expire(Instant::now()).await,
+            () = &mut gone => break,
+        }
+    }
+}
+
+/// Carries one connection. What fails is told on its error stream and nowhere else.
+async fn forward(target: Target, pair: Pair) {
+    let Pair { port, data, error } = pair;
+    let carried = match target.connect(port).await {
+        Ok(stream) => carry(stream, data.incoming, &data.outgoing)
+            .await
+            .map_err(|e| format!("the connection to port {port} in the pod failed: {e}")),
+        Err(e) => {
+            let e: &(dyn std::error::Error + 'static) = &e;
+            Err(e.to_string())
+        }
+    };
+    if let Err(message) = carried {
+        let _ = error.outgoing.send(Bytes::from(message)).await;
+        data.outgoing.reset().await;
+    }
+    error.outgoing.end().await;
+}
+
+async fn carry(stream: TcpStream, from: Incoming, to: &Outgoing) -> io::Result<()> {
+    // What comes in small pieces is somebody typing, or a protocol that waits for an answer.
+    let _ = stream.set_nodelay(true);
+    let (read, write) = stream.into_split();
+    let (up, down) = (send(from, write), receive(read, to));
+    tokio::pin!(up, down);
+    tokio::select! {
+        sent = &mut up => match sent? {
+            Sent::All => down.await,
+            Sent::GivenUp => Ok(()),
+        },
+        received = &mut down => {
+            received?;
+            // An error now only means that nobody reads what the client still sends.
+            let _ = tokio::time::timeout(HALF_CLOSED, up).await;
+            Ok(())
+        }
+    }
+}
+
+enum Sent {
+    /// The client has ended its side.
+    All,
+    /// The client is no longer interested in the connection.
+    GivenUp,
+}
+
+async fn send(mut from: Incoming, mut to: OwnedWriteHalf) -> io::Result<Sent> {
+    loop {
+        match from.next().await {
+            Next::Data(bytes) => to.write_all(&bytes).await?,
+            Next::End => {
+                to.shutdown().await?;
+                return Ok(Sent::All);
+            }
+            Next::Reset => return Ok(Sent::GivenUp),
+        }
+    }
+}
+
+async fn receive(mut from: OwnedReadHalf, to: &Outgoing) -> io::Result<()> {
+    let mut buffer = BytesMut::with_capacity(CHUNK);
+    while from.read_buf(&mut buffer).await? > 0 {
+        if to.send(buffer.split().freeze()).await.is_err() {
+            return Ok(());
+        }
+        buffer.reserve(CHUNK);
+    }
+    to.end().await;
+    Ok(())
+}
