@@ -14,6 +14,8 @@ use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::session::Wanted;
+
 /// Largest message: what the kubelet allows is 16 MiB, two capped exec streams need more.
 const MESSAGE: usize = 80 << 20;
 
@@ -72,6 +74,8 @@ calls! { RuntimeServiceClient:
     restore_pod(RestorePodRequest) -> RestorePodResponse;
     reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
     exec_sync(ExecSyncRequest) -> ExecSyncResponse;
+    attach(AttachRequest) -> AttachResponse;
+    port_forward(PortForwardRequest) -> PortForwardResponse;
     container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
     list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
     pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
@@ -286,6 +290,52 @@ impl Cri {
             cmd,
             timeout,
         })
+    }
+
+    /// The URL of an exec session.
+    ///
+    /// # Errors
+    /// What the runtime answered.
+    pub fn exec_url(&self, id: &str, cmd: &[&str], wanted: Wanted) -> Result<String, Box<Status>> {
+        let request = pb::ExecRequest {
+            container_id: id.to_owned(),
+            cmd: cmd.iter().map(|&c| c.to_owned()).collect(),
+            tty: wanted.tty,
+            stdin: wanted.stdin,
+            stdout: true,
+            stderr: !wanted.tty,
+        };
+        // The name of the call belongs to the method above.
+        let mut client = RuntimeServiceClient::new(self.channel.clone());
+        let answer = self.runtime.block_on(client.exec(request))?;
+        Ok(answer.into_inner().url)
+    }
+
+    /// The URL of an attach session.
+    ///
+    /// # Errors
+    /// What the runtime answered.
+    pub fn attach_url(&self, id: &str, wanted: Wanted) -> Result<String, Box<Status>> {
+        let request = pb::AttachRequest {
+            container_id: id.to_owned(),
+            tty: wanted.tty,
+            stdin: wanted.stdin,
+            stdout: true,
+            stderr: !wanted.tty,
+        };
+        Ok(self.attach(request)?.url)
+    }
+
+    /// The URL of a port-forward session.
+    ///
+    /// # Errors
+    /// What the runtime answered.
+    pub fn forward_url(&self, pod: &str) -> Result<String, Box<Status>> {
+        let request = pb::PortForwardRequest {
+            pod_sandbox_id: pod.to_owned(),
+            port: Vec::new(),
+        };
+        Ok(self.port_forward(request)?.url)
     }
 
     /// Runs a shell script in a container and returns its standard output; any failure is an error.

@@ -10,4 +10,5 @@ pub mod fixture;
 pub mod images;
 pub mod podd;
 pub mod registry;
+pub mod session;
 pub mod vm;

@@ -19,6 +19,7 @@ pub(crate) mod sandbox;
 pub(crate) mod scale;
 pub(crate) mod security;
 pub(crate) mod stats;
+pub(crate) mod streaming;
 pub(crate) mod users;
 
 use std::ffi::OsString;
@@ -68,6 +69,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         lifecycle::CASES,
         logs::CASES,
         exec::CASES,
+        streaming::CASES,
         security::CASES,
         mounts::CASES,
         errors::CASES,
