@@ -70,6 +70,8 @@ pub struct Keeper {
     pub tasks: Vec<Task>,
     pub namespaces: Namespaces,
     pub null: OwnedFd,
+    /// Somebody who stops everything, such as a service manager at shutdown, has sent SIGTERM.
+    leaving: bool,
     quit: bool,
 }
 
@@ -79,6 +81,10 @@ type Outcome = (u32, Vec<u8>);
 pub fn failed(errno: Errno) -> Outcome {
     (errno.raw_os_error().unsigned_abs(), Vec::new())
 }
+
+/// Numbers of asm/signal.h.
+const SIGTERM: u32 = 15;
+const SIGCHLD: u32 = 17;
 
 /// Exit statuses and signals fit a byte (wait(2)).
 fn low_byte(status: i32) -> u8 {
@@ -90,7 +96,7 @@ impl Keeper {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
         let mut keeper = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            signals: signalfd(SignalSet::EMPTY.with(17))?,
+            signals: signalfd(SignalSet::EMPTY.with(SIGCHLD).with(SIGTERM))?,
             listener,
             connections: Vec::new(),
             next_connection: 0,
@@ -99,6 +105,7 @@ impl Keeper {
             tasks: Vec::new(),
             namespaces: Namespaces::default(),
             null: rustix::fs::openat(rustix::fs::CWD, c"/null", flags, rustix::fs::Mode::empty())?,
+            leaving: false,
             quit: false,
         };
         rustix::io::ioctl_fionbio(&keeper.listener, true)?;
@@ -467,8 +474,11 @@ impl Keeper {
     /// Collects every ended child: tasks, outer processes of stages, and orphans of containers without a pid
     /// namespace of their own.
     fn reap(&mut self) {
+        // struct signalfd_siginfo begins with the signal's number (signalfd(2)).
         let mut siginfo = [0u8; 128];
-        while read(&self.signals, &mut siginfo).is_ok() {}
+        while read(&self.signals, &mut siginfo).is_ok() {
+            self.leaving |= u32::from(siginfo[0]) == SIGTERM;
+        }
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_pid().unsigned_abs();
             let phase = match (status.exit_status(), status.terminating_signal()) {
@@ -493,6 +503,10 @@ impl Keeper {
         }
         if !self.tasks.iter().any(|task| task.pid == 0) {
             self.unclaimed.clear();
+        }
+        if self.leaving {
+            // Busy until the last container, which was sent the same signal, has ended and is recorded.
+            let _busy_or_ended = self.end();
         }
     }
 

@@ -50,7 +50,8 @@ fn main(args: Args) -> u32 {
 }
 
 fn keep() -> sys::Result<()> {
-    // Everything but SIGKILL waits: SIGCHLD is read from a signalfd, and no stray signal ends a pod's keeper.
+    // Everything but SIGKILL waits: SIGCHLD and SIGTERM are read from a signalfd, and no stray signal ends a pod's
+    // keeper while a container lives.
     set_blocked(SignalSet::ALL)?;
     set_privilege(Privilege::Dumpable(false))?;
     set_privilege(Privilege::ChildSubreaper)?;
