@@ -146,6 +146,25 @@ impl CgroupRoot {
         Ok(Cgroup::new(self.clone(), dir, at))
     }
 
+    /// Makes a cgroup in one that exists, and hands nothing down to it: for processes that stand in the way of that.
+    ///
+    /// # Errors
+    /// The directory cannot be made or opened.
+    pub fn create_leaf(&self, above: &CgroupPath, name: &str) -> Result<Cgroup, CgroupError> {
+        let path = above.join(name)?;
+        let fail = |source| CgroupError::Create {
+            path: path.clone(),
+            source,
+        };
+        let dir = files::open_dir(self.dir(), above.as_str()).map_err(fail)?;
+        match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(source) => return Err(fail(source)),
+        }
+        let leaf = files::open_dir(&dir, name).map_err(fail)?;
+        Ok(Cgroup::new(self.clone(), leaf, path))
+    }
+
     /// Removes a cgroup with everything below it, once no process is left. One that does not exist is removed.
     ///
     /// # Errors
@@ -220,7 +239,13 @@ fn remove_tree(
         Err(Errno::NOENT) => return Ok(()),
         Err(source) => return Err(fail(source)),
     };
-    for child in children(dir.as_fd()).map_err(fail)? {
+    let below = match children(dir.as_fd()) {
+        Ok(below) => below,
+        // Removed by somebody else meanwhile, as systemd does with what is below an empty unit.
+        Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
+        Err(source) => return Err(fail(source)),
+    };
+    for child in below {
         remove_tree(dir.as_fd(), &child, &path.join(&child)?, depth + 1)?;
     }
     rmdir().map_err(fail)
