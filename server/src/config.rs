@@ -122,7 +122,7 @@ pub struct Cgroup {
     pub driver: CgroupDriver,
     /// Where the cgroup v2 hierarchy is mounted.
     pub root: PathBuf,
-    /// Parent of pods that name none, as seen from `root`.
+    /// Parent of pods that name none, as seen from `root`; with systemd `/a/b` is `a-b.slice`.
     pub default_parent: String,
 }
 
@@ -363,10 +363,11 @@ impl Config {
         if self.streaming.idle_seconds == 0 {
             return Some(("streaming.idle_seconds", "must be at least 1".to_owned()));
         }
-        if !self.cgroup.default_parent.starts_with('/') || self.cgroup.default_parent.contains("..") {
+        let parent = &self.cgroup.default_parent;
+        if !(parent.starts_with('/') || parent.ends_with(".slice")) || parent.contains("..") {
             return Some((
                 "cgroup.default_parent",
-                "must start with / and stay below cgroup.root".to_owned(),
+                "must start with / and stay below cgroup.root, or be a slice of systemd".to_owned(),
             ));
         }
         // IFNAMSIZ in linux/if.h: 16 bytes with the final NUL.

@@ -16,6 +16,7 @@ mod keeper;
 pub mod locks;
 pub mod native;
 mod native_error;
+pub mod place;
 mod plans;
 pub mod pod;
 pub mod pods;
@@ -23,6 +24,7 @@ mod reconcile;
 pub mod resources;
 pub mod session;
 pub mod stats;
+pub mod systemd;
 pub mod undo;
 mod writable;
 
@@ -173,6 +175,7 @@ impl Engine {
             stats: stats::Stats::default(),
         });
         engine.reconcile(&found).await.map_err(OpenError::Reconcile)?;
+        engine.sweep_scopes().await;
         let images = engine.images.clone();
         // Only now is every layer held that a container still runs on.
         blocking("opening the image store", move || images.sweep())

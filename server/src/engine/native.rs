@@ -11,6 +11,8 @@ use runtime_core::pod::{self, Programs, UserNamespaces};
 
 use super::build::{ExecBases, Filters};
 use super::keeper::Keeper;
+use super::place::{self, Place};
+use super::systemd::Systemd;
 use crate::config::{self, CgroupDriver, Config, Subnet, SubnetSource};
 use crate::model::{CgroupParent, ContainerId, PodId};
 use crate::spec::{HostFacts, devices};
@@ -25,9 +27,7 @@ const STAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stage"));
 
 /// What a running pod has that its record must name.
 #[derive(Debug, Clone)]
-pub struct ProcessAndPlace {
-    /// Its cgroup, seen from the root of the hierarchy.
-    pub cgroup: String,
+pub struct ProcessAndNetwork {
     /// Its place in the network, none for host-network pods.
     pub attachment: Option<podd_netplug::Attachment>,
     /// Its podinit.
@@ -53,7 +53,9 @@ pub struct Features {
 #[derive(Debug)]
 pub struct Native {
     driver: CgroupDriver,
-    default_parent: CgroupPath,
+    default_parent: CgroupParent,
+    /// systemd, asked only where it is the driver or where a pod has a scope.
+    pub(super) systemd: Systemd,
     /// podinit, stage and the nest.
     pub(super) programs: Arc<Programs>,
     /// The cgroup hierarchy.
@@ -81,10 +83,10 @@ impl Native {
     /// # Errors
     /// Something podd cannot do without is missing.
     pub async fn open(config: &Config) -> Result<Self, NativeError> {
-        let driver = match config.cgroup.driver {
-            CgroupDriver::Auto | CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
-            CgroupDriver::Systemd => return Err(NativeError::SystemdDriver),
-        };
+        let systemd = Systemd::default();
+        let driver = choose_driver(config.cgroup.driver, &systemd).await?;
+        let default_parent = CgroupParent::of_field("cgroup.default_parent", &config.cgroup.default_parent);
+        let default_parent = place::in_shape_of(driver, default_parent?)?;
         let sockets = config.run_dir.join("pods");
         let (state_dir, run_dir, root) = (
             config.state_dir.clone(),
@@ -110,11 +112,8 @@ impl Native {
         let network = Network::open(network_config(&config.network)).await?;
         Ok(Self {
             driver,
-            default_parent: config
-                .cgroup
-                .default_parent
-                .parse()
-                .map_err(NativeError::CgroupPath)?,
+            default_parent,
+            systemd,
             programs: Arc::new(programs),
             cgroups,
             devices,
@@ -187,31 +186,25 @@ impl Native {
         Ok(self.network.set_pod_cidr(subnets).await?)
     }
 
-    /// The cgroup below which a pod's containers live, and whether it is podd's own to make and remove.
+    /// Where a new pod is to live.
     ///
     /// # Errors
     /// The parent has the shape of the other cgroup driver.
-    pub(super) fn pod_cgroup(
-        &self,
-        pod: &PodId,
-        parent: Option<&CgroupParent>,
-    ) -> Result<(CgroupPath, bool), NativeError> {
-        match parent {
-            None => Ok((
-                self.default_parent
-                    .join(pod.as_str())
-                    .map_err(NativeError::CgroupPath)?,
-                true,
-            )),
-            Some(CgroupParent::Path(path)) => Ok((path.parse().map_err(NativeError::CgroupPath)?, false)),
-            Some(CgroupParent::Slice(slice)) => Err(NativeError::CgroupShape(slice.clone())),
-        }
+    pub(super) fn place(&self, pod: &PodId, parent: Option<&CgroupParent>) -> Result<Place, NativeError> {
+        Place::of(self.driver, &self.default_parent, pod, parent)
     }
 
     /// Where a container's cgroup is, within its pod's.
     pub(super) fn container_cgroup(&self, pod: &Pod, id: &ContainerId) -> Result<CgroupPath, NativeError> {
-        let (parent, _) = self.pod_cgroup(&pod.record.id, pod.config.cgroup_parent.as_ref())?;
-        parent.join(id.as_str()).map_err(NativeError::CgroupPath)
+        let of_pod = match &pod.record.cgroup {
+            Some(path) => path.parse()?,
+            // A record of a podd that noted the cgroup when it was there.
+            None => self
+                .place(&pod.record.id, pod.config.cgroup_parent.as_ref())?
+                .cgroup()
+                .clone(),
+        };
+        Ok(of_pod.join(id.as_str())?)
     }
 
     /// Where a pod's podinit listens.
@@ -253,6 +246,24 @@ impl Native {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Decides between systemd and podd itself as the maker of pods' cgroups. A systemd that is there and does not answer
+/// is an error: a driver that changes from one start to the next would restart every pod (kubernetes#111776).
+async fn choose_driver(asked: CgroupDriver, systemd: &Systemd) -> Result<CgroupDriver, NativeError> {
+    let chosen = match asked {
+        CgroupDriver::Auto if Systemd::is_booted() && Systemd::has_bus() => CgroupDriver::Systemd,
+        CgroupDriver::Auto => CgroupDriver::Cgroupfs,
+        asked => asked,
+    };
+    if chosen == CgroupDriver::Systemd {
+        if !Systemd::is_booted() {
+            return Err(NativeError::NoSystemd);
+        }
+        let version = systemd.version().await?;
+        tracing::info!(version, "systemd makes the cgroups of pods");
+    }
+    Ok(chosen)
 }
 
 /// Only root may reach the sockets of podinits (CVE-2020-15257).

@@ -8,6 +8,8 @@ use runtime_core::compile::CompileError;
 use runtime_core::pod::{Failure, SealError, VolumeError};
 use rustix::io::Errno;
 
+use super::systemd::SystemdError;
+
 /// The class of a failure, for the gRPC code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -32,17 +34,31 @@ pub enum Kind {
 /// Why something on the host failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NativeError {
-    /// The systemd cgroup driver was asked for.
-    #[error("the systemd cgroup driver is not implemented by podd {}: set cgroup.driver to \"cgroupfs\"", env!("CARGO_PKG_VERSION"))]
-    SystemdDriver,
+    /// The systemd cgroup driver was asked for where there is no systemd.
+    #[error("cgroup.driver is \"systemd\", but systemd is not process 1 of this machine")]
+    NoSystemd,
+    /// systemd.
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
+    /// The parent of pods that name none.
+    #[error(transparent)]
+    DefaultParent(#[from] crate::model::Refused),
     /// A cgroup parent of the other driver.
     #[error(
-        "cgroup parent {0:?} is a systemd slice, but the cgroup driver is cgroupfs: configure the kubelet and podd with the same driver"
+        "cgroup parent {parent:?} is {is}, but podd's cgroup driver is {driver}: the kubelet has to use the driver that \
+         RuntimeConfig names, or cgroup.driver has to be changed"
     )]
-    CgroupShape(String),
+    CgroupShape {
+        /// The parent that was named.
+        parent: String,
+        /// What it looks like.
+        is: &'static str,
+        /// The driver in use.
+        driver: &'static str,
+    },
     /// A cgroup path that cannot be.
     #[error(transparent)]
-    CgroupPath(CgroupPathError),
+    CgroupPath(#[from] CgroupPathError),
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -135,10 +151,13 @@ impl NativeError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::SystemdDriver => Kind::Unimplemented,
-            Self::Profile { .. } | Self::CgroupShape(_) | Self::CgroupPath(_) | Self::Compile(_) => {
-                Kind::InvalidArgument
-            }
+            Self::NoSystemd => Kind::FailedPrecondition,
+            Self::Systemd(e) => systemd(e),
+            Self::Profile { .. }
+            | Self::DefaultParent(_)
+            | Self::CgroupShape { .. }
+            | Self::CgroupPath(_)
+            | Self::Compile(_) => Kind::InvalidArgument,
             Self::Cgroup(e) => cgroup(e),
             Self::Network(e) => network(e),
             Self::PodinitSilent { .. }
@@ -167,6 +186,15 @@ fn of_io(e: &io::Error) -> Kind {
         }
         io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
         _ => Kind::Internal,
+    }
+}
+
+fn systemd(e: &SystemdError) -> Kind {
+    match e {
+        SystemdError::Silent { .. } => Kind::DeadlineExceeded,
+        SystemdError::Bus(_) => Kind::Unavailable,
+        SystemdError::Elsewhere { .. } => Kind::FailedPrecondition,
+        SystemdError::Refused { .. } | SystemdError::Failed { .. } => Kind::Internal,
     }
 }
 

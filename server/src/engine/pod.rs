@@ -8,12 +8,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use podd_netplug::{AttachRequest, Attachment};
-use runtime_core::cgroup::{CgroupPath, Phase};
+use runtime_core::cgroup::{CgroupPath, Limits, Phase};
 use runtime_core::compile::{self, PodInputs};
 use runtime_core::pod::{self, Request, Role, TaskKind, launch_flag};
 
 use super::keeper::{Keeper, POD_HANDLE};
-use super::native::{NativeError, ProcessAndPlace};
+use super::native::{NativeError, ProcessAndNetwork};
+use super::place::Place;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans, resources};
 use crate::model::{IdMaps, IdRange, PodConfig, PodId, PodPid, Share};
@@ -24,7 +25,7 @@ use crate::state::store::Pod;
 /// How long a podinit that was asked to end may take before it is killed, and then again.
 const QUIT: Duration = Duration::from_secs(5);
 
-/// Makes the pod's cgroup, namespaces, network and podinit; pushes onto `undo` what it has made.
+/// Makes the pod's place in the cgroup hierarchy, podinit, namespaces and network; pushes onto `undo` what it has made.
 ///
 /// The pod's record is on disk with phase `Creating`: a podd that comes after a crash takes back what it finds.
 ///
@@ -34,49 +35,64 @@ pub async fn start(
     engine: &Arc<Engine>,
     pod: &Arc<Pod>,
     undo: &mut Undo,
-) -> Result<ProcessAndPlace, EngineError> {
+) -> Result<ProcessAndNetwork, EngineError> {
     let (id, config) = (pod.record.id, &pod.config);
-    let (cgroup, own) = engine.native.pod_cgroup(&id, config.cgroup_parent.as_ref())?;
+    let place = engine.native.place(&id, config.cgroup_parent.as_ref())?;
     if config.namespaces.network == Share::Pod {
         engine
             .native
             .network_ready()
             .map_err(EngineError::NetworkNotReady)?;
     }
-    make_cgroup(engine, pod, &cgroup, own, undo).await?;
-    let keeper = start_podinit(engine, id, undo).await?;
+    let keeper = settle_in(engine, pod, &place, undo).await?;
     let netns = make_namespaces(engine, &keeper, config).await?;
     let attachment = match netns {
         Some(netns) => Some(attach(engine, pod, &netns, undo).await?),
         None => None,
     };
     write_files(engine, pod, attachment.as_ref()).await?;
-    Ok(ProcessAndPlace {
-        cgroup: cgroup.as_str().to_owned(),
+    Ok(ProcessAndNetwork {
         attachment,
         podinit: keeper.process,
     })
 }
 
-async fn make_cgroup(
+/// Makes the pod's cgroup and starts podinit: in this order, but for a scope, which is made around a process.
+async fn settle_in(
     engine: &Arc<Engine>,
-    pod: &Pod,
-    cgroup: &CgroupPath,
-    own: bool,
+    pod: &Arc<Pod>,
+    place: &Place,
     undo: &mut Undo,
-) -> Result<(), EngineError> {
+) -> Result<Arc<Keeper>, EngineError> {
     let limits = resources::limits_of_pod(pod).unwrap_or_default();
     let limits = resources::limits(&limits)?;
-    let (root, path) = (engine.native.cgroups.clone(), cgroup.clone());
-    if own {
+    if let Place::Scope(place) = place {
+        let (ended, unit, scope) = (Arc::clone(engine), place.unit.clone(), place.scope.clone());
+        undo.push("remove the pod's scope", async move {
+            ended.remove_scope(&unit, scope).await
+        });
+        let keeper = start_podinit(engine, pod.record.id, undo).await?;
+        let podinit = keeper.process.pid.cast_unsigned();
+        engine.make_scope(pod, place, podinit).await?;
+        limit(engine, place.inner.clone(), limits).await?;
+        return Ok(keeper);
+    }
+    let (root, path) = (engine.native.cgroups.clone(), place.cgroup().clone());
+    if matches!(place, Place::Own(_)) {
         let (root, path, wait) = (root.clone(), path.clone(), engine.kill_wait());
         undo.push_blocking("remove the pod's cgroup", move || {
             root.remove(&path, Instant::now() + wait)
         });
     }
+    limit(engine, path, limits).await?;
+    start_podinit(engine, pod.record.id, undo).await
+}
+
+/// Makes a cgroup where it is missing, and limits it.
+async fn limit(engine: &Arc<Engine>, path: CgroupPath, limits: Limits) -> Result<(), EngineError> {
+    let root = engine.native.cgroups.clone();
     blocking("RunPodSandbox", move || -> Result<(), NativeError> {
-        let cgroup = root.create(&path)?;
-        Ok(cgroup.apply(&limits, Phase::All)?)
+        Ok(root.create(&path)?.apply(&limits, Phase::All)?)
     })
     .await
 }
@@ -320,7 +336,7 @@ async fn write_files(
     .await
 }
 
-/// Ends podinit, gives back the network and removes the cgroup. The containers are dead already.
+/// Ends podinit and gives back the network. The containers are dead already.
 ///
 /// Called again for a pod that was stopped, or never came to be: what is gone counts as done.
 ///
@@ -372,15 +388,26 @@ async fn end_podinit(engine: &Arc<Engine>, id: PodId) -> Result<(), EngineError>
 /// # Errors
 /// As for [`stop`].
 pub async fn remove(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineError> {
-    let (cgroup, own) = engine
-        .native
-        .pod_cgroup(&pod.record.id, pod.config.cgroup_parent.as_ref())?;
-    if !own {
+    let record = &pod.record;
+    let place = match &record.cgroup {
+        Some(path) => path.parse().map_err(NativeError::CgroupPath)?,
+        // A record of a podd that noted the cgroup when it was there.
+        None => {
+            let place = engine
+                .native
+                .place(&record.id, pod.config.cgroup_parent.as_ref())?;
+            place.cgroup().clone()
+        }
+    };
+    if let (Some(unit), Some(scope)) = (&record.scope, place.parent()) {
+        return engine.remove_scope(unit, scope).await;
+    }
+    if pod.config.cgroup_parent.is_some() {
         return Ok(());
     }
     let (root, deadline) = (engine.native.cgroups.clone(), Instant::now() + engine.kill_wait());
     blocking("RemovePodSandbox", move || {
-        root.remove(&cgroup, deadline).map_err(NativeError::from)
+        root.remove(&place, deadline).map_err(NativeError::from)
     })
     .await
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 
+use super::place::Place;
 use super::undo::{Undo, UndoFailure};
 use super::{Act, Engine, EngineError, Outcome, RunPod, blocking, now, pod, settle};
 use crate::model::{PodId, PodMetadata};
@@ -53,7 +54,8 @@ impl Engine {
             return Err(EngineError::UnknownHandler(request.handler));
         }
         let id = PodId::random().map_err(EngineError::MakeId)?;
-        let new = self.new_pod(id, request, fingerprint);
+        let place = self.native.place(&id, request.config.cgroup_parent.as_ref())?;
+        let new = self.new_pod(id, request, fingerprint, &place);
         let state = Arc::clone(&self.state);
         blocking("RunPodSandbox", move || state.insert_pod(new)).await?;
 
@@ -71,7 +73,7 @@ impl Engine {
         }
     }
 
-    fn new_pod(&self, id: PodId, request: RunPod, fingerprint: String) -> Pod {
+    fn new_pod(&self, id: PodId, request: RunPod, fingerprint: String, place: &Place) -> Pod {
         let metadata = &request.config.metadata;
         let record = PodRecord {
             version: VERSION,
@@ -87,7 +89,8 @@ impl Engine {
             leftover: false,
             fingerprint,
             request: Encoded(request.encoded),
-            cgroup: None,
+            cgroup: Some(place.cgroup().as_str().to_owned()),
+            scope: place.unit().map(str::to_owned),
             attachment: None,
             podinit: None,
             next_handle: 0,
@@ -110,7 +113,6 @@ impl Engine {
         blocking("RunPodSandbox", move || {
             let change = state.update_pod(&id, |record| {
                 record.phase = record.phase.apply(PodEvent::Started)?;
-                record.cgroup = Some(assets.cgroup);
                 record.attachment = assets.attachment;
                 record.podinit = Some(assets.podinit);
                 Ok(())

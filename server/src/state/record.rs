@@ -92,6 +92,9 @@ pub struct PodRecord {
     /// Its cgroup, seen from the root of the hierarchy.
     #[serde(default)]
     pub cgroup: Option<String>,
+    /// The scope unit that its cgroup is in, where systemd makes the cgroups of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// Its place in the network; none for host-network pods and after it was given back.
     #[serde(default)]
     pub attachment: Option<podd_netplug::Attachment>,
@@ -425,6 +428,17 @@ impl Records {
         Err(RecordError::io("quarantine", dir)(
             io::ErrorKind::AlreadyExists.into(),
         ))
+    }
+
+    /// Whether a record of this name could not be read, in this start or an earlier one.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn is_quarantined(&self, name: &str) -> Result<bool, RecordError> {
+        let names = list(&self.root.join("quarantine"))?;
+        Ok(names
+            .iter()
+            .any(|it| it.split_once('.').is_some_and(|(known, _)| known == name)))
     }
 
     /// Moves the directory of a record that nobody needs to the trash and deletes it.

@@ -101,6 +101,16 @@ fn hostname(at: &At<'_>, name: &str) -> Result<String, Refused> {
     Ok(name.to_owned())
 }
 
+impl CgroupParent {
+    /// Reads a parent in either shape; `field` is named in the refusal.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn of_field(field: &'static str, parent: &str) -> Result<Self, Refused> {
+        cgroup_parent(&At::Root(field), parent)
+    }
+}
+
 /// A slice where the last name ends in `.slice`, as kubelets with the systemd driver send; else a path.
 fn cgroup_parent(at: &At<'_>, parent: &str) -> Result<CgroupParent, Refused> {
     let name = parent.rsplit('/').next().unwrap_or_default();

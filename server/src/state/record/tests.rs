@@ -49,6 +49,7 @@ pub(crate) fn pod(name: &str, attempt: u32) -> Pod {
         fingerprint: Fingerprint::of(&request).to_string(),
         request: Encoded(request),
         cgroup: None,
+        scope: None,
         attachment: None,
         podinit: None,
         next_handle: 0,
