@@ -26,6 +26,8 @@ fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for (package, program) in [("podd-podinit", "podinit"), ("podd-runtime-core", "stage")] {
         let built = build(&workspace, &out.join("programs"), package, program);
+        // A new file: a target directory may be a copy that shares its files with another by hard links.
+        let _first_build_has_none = std::fs::remove_file(out.join(program));
         std::fs::copy(&built, out.join(program)).expect("the program that cargo just built can be copied");
     }
 }
