@@ -281,7 +281,7 @@ impl Keeper {
     }
 
     /// A podinit of an earlier podd is a child of init, which reaps it.
-    pub fn reap(&self) {
+    fn reap(&self) {
         use rustix::process::{WaitId, WaitIdOptions, waitid};
         let _ = waitid(
             WaitId::PidFd(self.pidfd.as_fd()),

@@ -141,8 +141,10 @@ pub fn attend(engine: &Arc<Engine>, id: PodId, keeper: &Arc<Keeper>) {
 }
 
 /// The connection to a podinit closed. If nobody has taken its keeper, it was not asked to end.
-fn lost(engine: &Weak<Engine>, id: PodId, keeper: &Keeper) {
-    keeper.reap();
+fn lost(engine: &Weak<Engine>, id: PodId, keeper: &Arc<Keeper>) {
+    // The connection closes a little before there is something to reap.
+    let ended = Arc::clone(keeper);
+    tokio::task::spawn_blocking(move || ended.wait(QUIT));
     let Some(engine) = engine.upgrade() else { return };
     if engine.native.take_keeper(&id).is_some() {
         engine.report_pod_lost(id);
