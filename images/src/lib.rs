@@ -33,4 +33,4 @@ pub use error::{Error, ErrorKind};
 pub use image::{Execution, Image, ImageConfig, ImageId};
 pub use images::Images;
 pub use reference::{Reference, Target};
-pub use store::{LayerHold, Usage, Warning};
+pub use store::{LayerHold, Usage, Warning, erase_tree};

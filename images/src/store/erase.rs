@@ -1,9 +1,10 @@
 //! Removes directory trees of any depth with constant memory, stack and descriptors.
 //!
-//! A hostile layer can nest directories deeper than any stack or descriptor limit. So nothing recurses: a directory
+//! A hostile layer or container can nest directories deeper than any stack or descriptor limit. So nothing recurses: a directory
 //! that is not empty is moved up next to the tree's top and emptied in its turn.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -17,24 +18,29 @@ const DIR: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Removes `parent/name`, whatever it is. A missing one is fine. `parent` must be private to the store: siblings
+/// Removes `parent/name`, whatever it is. A missing one is fine. `parent` must be private to the caller: siblings
 /// named `<name>.<number>` come and go while this runs.
+///
+/// # Errors
+/// The file system refused; what was not removed yet is still in `parent`.
+pub fn erase_tree(parent: &Path, name: &str) -> io::Result<()> {
+    let top = fs::open(parent, DIR, Mode::empty())?;
+    match fs::unlinkat(&top, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let mut moved = 0_u64;
+    let mut queue = VecDeque::from([name.to_owned()]);
+    while let Some(dir) = queue.pop_front() {
+        empty(&top, name, &dir, &mut moved, &mut queue)?;
+    }
+    Ok(())
+}
+
+/// [`erase_tree`] within the store.
 pub(super) fn erase(parent: &Path, name: &str) -> Result<(), Error> {
-    let run = || -> Result<(), Errno> {
-        let top = fs::open(parent, DIR, Mode::empty())?;
-        match fs::unlinkat(&top, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(e) => return Err(e),
-        }
-        let mut moved = 0_u64;
-        let mut queue = VecDeque::from([name.to_owned()]);
-        while let Some(dir) = queue.pop_front() {
-            empty(&top, name, &dir, &mut moved, &mut queue)?;
-        }
-        Ok(())
-    };
-    run().map_err(|e| Error::store("erase", parent.join(name), e))
+    erase_tree(parent, name).map_err(|e| Error::store("erase", parent.join(name), e))
 }
 
 fn empty(

@@ -23,6 +23,8 @@ mod images;
 mod open;
 mod record;
 
+pub use erase::erase_tree;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

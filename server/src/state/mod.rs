@@ -7,6 +7,7 @@ pub mod phase;
 pub mod record;
 pub mod recover;
 pub mod store;
+pub mod trash;
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};

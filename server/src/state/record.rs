@@ -24,6 +24,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::phase::{ContainerPhase, Nanos, PodPhase};
+use super::trash::Trash;
 use crate::model::{ContainerId, PodId, Resources, StopSignal};
 
 /// The format this podd writes, and the only one it reads so far.
@@ -256,9 +257,10 @@ impl RecordError {
 }
 
 /// A directory tree of records.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Records {
     root: PathBuf,
+    trash: Trash,
 }
 
 impl Records {
@@ -268,11 +270,13 @@ impl Records {
     /// A directory cannot be made.
     pub fn open(state_dir: &Path) -> Result<Self, RecordError> {
         make_dir(state_dir, 0o711)?;
-        for name in ["pods", "quarantine", "trash"] {
-            make_dir(&state_dir.join(name), 0o700)?;
+        let trash = state_dir.join("trash");
+        for dir in [&state_dir.join("pods"), &state_dir.join("quarantine"), &trash] {
+            make_dir(dir, 0o700)?;
         }
         Ok(Self {
             root: state_dir.to_owned(),
+            trash: Trash::new(trash),
         })
     }
 
@@ -314,10 +318,11 @@ impl Records {
         )
     }
 
-    /// Deletes a pod with all that is in its directory; one that is unknown counts as deleted.
+    /// Deletes a pod with all that is in its directory; one that is unknown counts as deleted. The directory is
+    /// emptied in the background ([`Trash`]).
     ///
     /// # Errors
-    /// The file system refused. The record is gone all the same once it was moved out of the way.
+    /// The file system refused; the record is where it was.
     pub fn delete_pod(&self, pod: &PodId) -> Result<(), RecordError> {
         self.delete(&self.pod_dir(pod), pod.as_str())
     }
@@ -330,26 +335,16 @@ impl Records {
         self.delete(&self.container_dir(pod, container), container.as_str())
     }
 
-    /// One rename takes a tree away from its place, so that no half-deleted one is ever found there.
     fn delete(&self, dir: &Path, name: &str) -> Result<(), RecordError> {
-        let trash = self.root.join("trash").join(name);
-        remove_tree(&trash)?;
-        match fs::rename(dir, &trash) {
-            Ok(()) => remove_tree(&trash),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(RecordError::io("move to the trash", dir)(e)),
-        }
+        self.trash
+            .take(dir, name)
+            .map_err(RecordError::io("move to the trash", dir))
     }
 
-    /// Deletes what an earlier daemon could not finish deleting.
-    ///
-    /// # Errors
-    /// The first tree that resists.
-    pub fn empty_trash(&self) -> Result<(), RecordError> {
-        for name in list(&self.root.join("trash"))? {
-            remove_tree(&self.root.join("trash").join(name))?;
-        }
-        Ok(())
+    /// Where deleted things are on their way out.
+    #[must_use]
+    pub fn trash(&self) -> &Trash {
+        &self.trash
     }
 
     /// The ids of the pods on disk, in order.
@@ -441,7 +436,7 @@ impl Records {
             .any(|it| it.split_once('.').is_some_and(|(known, _)| known == name)))
     }
 
-    /// Moves the directory of a record that nobody needs to the trash and deletes it.
+    /// Moves the directory of a record that nobody needs to the trash.
     ///
     /// # Errors
     /// The file system refused.
@@ -542,18 +537,6 @@ fn list(dir: &Path) -> Result<Vec<String>, RecordError> {
         .map_err(RecordError::io("list", dir))?;
     names.sort_unstable();
     Ok(names)
-}
-
-fn remove_tree(path: &Path) -> Result<(), RecordError> {
-    let gone = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(e) => Err(e),
-    };
-    match gone {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(RecordError::io("delete", path)(e)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

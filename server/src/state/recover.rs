@@ -69,7 +69,8 @@ pub fn recover(state: &State, decode: Decode, now: Nanos) -> Result<Recovered, R
         rebooted,
         ..Recovered::default()
     };
-    records.empty_trash()?;
+    // What the last daemon could not finish deleting.
+    records.trash().empty();
     for name in records.pod_names()? {
         let dir = records.pods_dir().join(&name);
         match read_pod(state, decode, &name) {

@@ -155,6 +155,7 @@ fn deleting_takes_all_and_is_idempotent() {
     records.delete_pod(&pod.record.id).unwrap();
     records.delete_pod(&pod.record.id).unwrap();
     assert!(records.pod_names().unwrap().is_empty());
+    records.trash().wait_empty();
     assert_eq!(std::fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
 }
 
