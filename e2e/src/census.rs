@@ -33,12 +33,15 @@ impl Census {
         if let Some(pid) = podd {
             census.mounts(&pid.to_string(), "mount of podd");
             census.open_files(pid);
+            census.threads(pid);
         }
         census.tree("cgroup", Path::new("/sys/fs/cgroup"), true);
         census.tree("file", Path::new(podd::STATE_DIR), false);
         census.tree("file", Path::new(podd::RUN_DIR), false);
         census.network();
+        census.ipv4_addresses();
         census.packet_filter();
+        census.conversations();
         census
     }
 
@@ -189,6 +192,57 @@ impl Census {
         }
     }
 
+    /// Own IPv4 addresses: the leaves of the routing trie that are `LOCAL`, each below the line of its address.
+    fn ipv4_addresses(&mut self) {
+        let trie = fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+        let mut address = "";
+        let mut found = BTreeSet::new();
+        for line in trie.lines() {
+            match line.trim_start().split_once(' ') {
+                Some(("|--", leaf)) => address = leaf,
+                Some(("/32", "host LOCAL")) => _ = found.insert(address),
+                _ => {}
+            }
+        }
+        for address in found {
+            self.add("IPv4 address", address);
+        }
+    }
+
+    /// UDP conversations with a host port that the kernel remembers: one that outlives its pod sends the packets of a
+    /// later client to nobody.
+    fn conversations(&mut self) {
+        let Ok(listed) = Command::new("conntrack").args(["-L", "-p", "udp"]).output() else {
+            return;
+        };
+        for line in String::from_utf8_lossy(&listed.stdout).lines() {
+            let values = |key: &str| -> Vec<&str> {
+                let words = line.split_whitespace();
+                words.filter_map(|word| word.strip_prefix(key)).collect()
+            };
+            // Both directions are listed; where the answer comes from somewhere else, the target was translated.
+            if let ([from, answered_by, ..], [to, ..]) = (&values("src=")[..], &values("dst=")[..])
+                && answered_by != to
+            {
+                self.add("conversation", &format!("{from} with {to} at {answered_by}"));
+            }
+        }
+    }
+
+    /// Threads of podd beside those of its runtime, whose number follows the load of the last ten seconds.
+    fn threads(&mut self, podd: u32) {
+        for task in fs::read_dir(format!("/proc/{podd}/task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            if !name.starts_with("tokio") {
+                self.add("thread of podd", name.trim());
+            }
+        }
+    }
+
     /// Every object of every nftables table, each element of a set for itself.
     fn packet_filter(&mut self) {
         let Ok(listed) = Command::new("nft").args(["-j", "list", "ruleset"]).output() else {
@@ -234,6 +288,26 @@ pub fn pids() -> Vec<u32> {
 #[must_use]
 pub fn links() -> usize {
     fs::read_dir("/sys/class/net").into_iter().flatten().count()
+}
+
+/// Number of cgroups of the arena.
+#[must_use]
+pub fn cgroups() -> usize {
+    fn below(dir: &Path) -> usize {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let dirs = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        dirs.map(|e| 1 + below(&e.path())).sum()
+    }
+    below(Path::new("/sys/fs/cgroup"))
+}
+
+/// Number of mounts of the arena.
+#[must_use]
+pub fn mounts() -> usize {
+    fs::read_to_string("/proc/self/mountinfo")
+        .unwrap_or_default()
+        .lines()
+        .count()
 }
 
 /// Whether nftables can be counted here.
