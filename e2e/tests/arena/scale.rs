@@ -1,25 +1,28 @@
 //! Many pods: one after another, at once, and from many clients.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use podd_e2e::{census, cri};
+use nix::sys::signal::Signal;
+use podd_e2e::census;
+use podd_e2e::cri::{self, Cri};
 use podd_proto::v1 as pb;
 
 use crate::case::{Env, Pod, cases, equal, eventually};
 
-cases!("scale": a_hundred_pods, fifty_at_once, threads_go_back);
+cases!("scale": five_hundred_pods, three_hundred_at_once, threads_go_back);
 
-fn a_hundred_pods(env: &mut Env<'_>) -> Result<()> {
+fn five_hundred_pods(env: &mut Env<'_>) -> Result<()> {
     let cri = env.cri()?;
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
-                    while next.fetch_add(1, Ordering::Relaxed) < 100 {
-                        let pod = Pod::run(&cri, cri::pod_config("hundred"))?;
+                    while next.fetch_add(1, Ordering::Relaxed) < 500 {
+                        let pod = Pod::run(&cri, cri::pod_config("many"))?;
                         let id = pod.started(&cri::shell("c", "echo up; sleep 100000 & wait"))?;
                         equal("exec", cri.sh(&id, "echo in")?.as_str(), "in\n")?;
                         cri.stop(&id, 0)?;
@@ -36,29 +39,41 @@ fn a_hundred_pods(env: &mut Env<'_>) -> Result<()> {
     })
 }
 
-fn fifty_at_once(env: &mut Env<'_>) -> Result<()> {
+fn three_hundred_at_once(env: &mut Env<'_>) -> Result<()> {
     let cri = env.cri()?;
     let mut pods = Vec::new();
-    for i in 0..50 {
+    for i in 0..300 {
         let pod = Pod::run(&cri, cri::pod_config(&format!("p{i}"))).with_context(|| format!("pod {i}"))?;
-        pod.started(&cri::shell("c", "sleep 100000 & wait"))?;
-        pods.push(pod);
+        let id = pod.started(&cri::shell("c", "sleep 100000 & wait"))?;
+        pods.push((pod, id));
     }
-    let running = Some(pb::ContainerStateValue {
+    let addresses: BTreeSet<_> = pods
+        .iter()
+        .map(|(pod, _)| pod.address('.'))
+        .collect::<Result<_>>()?;
+    equal("distinct addresses", addresses.len(), 300)?;
+    equal("running", running(&cri)?, 300)?;
+
+    let podd = env.podd()?;
+    podd.end(Signal::SIGKILL)?;
+    podd.start_again()?;
+    equal("running after a restart", running(&cri)?, 300)?;
+    let (_, last) = pods.last().context("there are pods")?;
+    equal("exec", cri.sh(last, "echo in")?.as_str(), "in\n")?;
+    pods.into_iter().try_for_each(|(pod, _)| pod.remove())
+}
+
+/// How many containers are listed as running.
+fn running(cri: &Cri) -> Result<usize> {
+    let state = Some(pb::ContainerStateValue {
         state: pb::ContainerState::ContainerRunning.into(),
     });
     let filter = Some(pb::ContainerFilter {
-        state: running,
+        state,
         ..Default::default()
     });
-    equal(
-        "running",
-        cri.list_containers(pb::ListContainersRequest { filter })?
-            .containers
-            .len(),
-        50,
-    )?;
-    pods.into_iter().try_for_each(Pod::remove)
+    let listed = cri.list_containers(pb::ListContainersRequest { filter })?;
+    Ok(listed.containers.len())
 }
 
 fn threads_go_back(env: &mut Env<'_>) -> Result<()> {
