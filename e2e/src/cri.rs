@@ -160,9 +160,17 @@ impl Cri {
     /// # Errors
     /// What the runtime answered.
     pub fn run_pod(&self, config: &pb::PodSandboxConfig) -> Result<String, Box<Status>> {
+        self.run_pod_with(config, "")
+    }
+
+    /// Runs a pod with a runtime handler and returns its id.
+    ///
+    /// # Errors
+    /// What the runtime answered.
+    pub fn run_pod_with(&self, config: &pb::PodSandboxConfig, handler: &str) -> Result<String, Box<Status>> {
         let request = pb::RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: handler.to_owned(),
         };
         Ok(self.run_pod_sandbox(request)?.pod_sandbox_id)
     }

@@ -1,34 +1,52 @@
 //! `make bench`: how long, how many, how much memory. Prints one JSON object.
 //!
-//! The same work for any runtime that speaks CRI: `--socket` measures another one beside podd, in the arena or on a
-//! host. Keys and units are fixed, so that runs can be compared: milliseconds, seconds, KiB.
+//! podd first, then containerd with crun and with runc where they are installed: the same work, in the same arena and
+//! the same run, so that their ratios mean something. `--socket` measures a runtime that runs already. Keys and units
+//! are fixed, so that runs can be compared: milliseconds, seconds, KiB.
 
+mod density;
 mod measure;
+mod peer;
+mod processes;
+mod target;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
 use podd_e2e::cri::Cri;
-use podd_e2e::{arena, fixture, images, podd};
+use podd_e2e::fixture::Fixture;
+use podd_e2e::{arena, images, podd};
+use serde_json::{Map, Value, json};
 
-/// Measures a CRI runtime.
+use peer::Containerd;
+use processes::Processes;
+use target::Target;
+
+/// Measures CRI runtimes.
 #[derive(Debug, Clone, Parser)]
 pub struct Options {
-    /// Label of the run.
-    #[arg(long, default_value = "podd")]
-    name: String,
-    /// Socket of a runtime that runs already; without it podd is started in an arena.
+    /// Socket of a runtime that runs already, to be measured alone.
     #[arg(long)]
     socket: Option<PathBuf>,
-    /// The daemon: a word of its command line.
+    /// Label of the runtime behind `--socket`.
+    #[arg(long, default_value = "runtime")]
+    name: String,
+    /// Its daemon: a word of the command line.
     #[arg(long, default_value = "podd serve")]
     daemon: String,
-    /// What the daemon keeps running for pods: a word of their command lines.
+    /// What it keeps running for pods: words of their command lines, separated by `|`.
     #[arg(long, default_value = "podinit")]
     procs: String,
+    /// Leave containerd out, although it is installed.
+    #[arg(long)]
+    no_peer: bool,
     /// Image of the pods.
     #[arg(long, default_value = podd::IMAGE)]
     image: String,
@@ -47,10 +65,21 @@ pub struct Options {
     /// Pods alive at once for the memory figures.
     #[arg(long, default_value_t = 50)]
     density: usize,
+    /// Pods alive at once for lists and restarts, of podd alone; fewer than `--density` leaves it out.
+    #[arg(long, default_value_t = 0)]
+    alive: usize,
+    /// Seconds of pods up and down without a pause, of podd alone.
+    #[arg(long, default_value_t = 0)]
+    sustained: u64,
+    /// Mounts of the host that have nothing to do with pods.
+    #[arg(long, default_value_t = 0)]
+    mounts: usize,
     /// Execs in one container.
     #[arg(long, default_value_t = 50)]
     execs: usize,
 }
+
+const BIG: &str = "docker.io/bench/big:8x";
 
 fn main() -> ExitCode {
     arena::stage_hook();
@@ -66,20 +95,127 @@ fn main() -> ExitCode {
 fn run() -> Result<i32> {
     let options = Options::parse();
     if let Some(socket) = &options.socket {
-        println!("{:#}", measure::all(&Cri::new(socket)?, &options, None)?);
+        let target = Target {
+            name: options.name.clone(),
+            cri: Cri::new(socket)?,
+            processes: Processes {
+                daemon: options.daemon.clone(),
+                procs: options.procs.clone(),
+            },
+            handler: String::new(),
+            cgroup_parent: String::new(),
+            restart: None,
+        };
+        println!("{:#}", measure::all(&target, &options, None)?);
         return Ok(0);
     }
     if !arena::inside() {
         return arena::enter(&std::env::args_os().skip(1).collect::<Vec<OsString>>(), true);
     }
-    let mut fixture = fixture::Fixture::start(true)?;
-    let big = (options.big > 0).then_some("docker.io/bench/big:8x");
-    if big.is_some() {
-        fixture
-            .registry
-            .push("bench/big", &["8x"], &images::big(options.big)?)?;
-    }
-    let cri = fixture.podd()?.cri().clone();
-    println!("{:#}", measure::all(&cri, &options, big)?);
+    println!("{:#}", side_by_side(&options)?);
     Ok(0)
+}
+
+/// podd and its peers, one after the other in this arena, and the peers' figures as multiples of podd's.
+fn side_by_side(options: &Options) -> Result<Value> {
+    other_mounts(options.mounts)?;
+    let fixture = Arc::new(Mutex::new(Fixture::start(true)?));
+    let big = (options.big > 0).then_some(BIG);
+    if big.is_some() {
+        let image = images::big(options.big)?;
+        lock(&fixture).registry.push("bench/big", &["8x"], &image)?;
+    }
+    let podd = measure::all(&podd_target(&fixture)?, options, big).context("measure podd")?;
+    let mut report = Map::new();
+    report.insert("machine".to_owned(), machine(options));
+    report.insert("podd".to_owned(), podd.clone());
+    let peer = if options.no_peer {
+        Err("--no-peer".to_owned())
+    } else {
+        lock(&fixture).discard();
+        Containerd::start(&mut lock(&fixture).registry)?
+    };
+    let alone = Options {
+        alive: 0,
+        sustained: 0,
+        ..options.clone()
+    };
+    match peer {
+        Err(missing) => _ = report.insert("peer".to_owned(), json!(missing)),
+        Ok(containerd) => {
+            for target in containerd.targets()? {
+                let found =
+                    measure::all(&target, &alone, big).with_context(|| format!("measure {}", target.name))?;
+                let said = json!({"figures": found, "podd_is_better_by": ratios(&podd, &found)});
+                report.insert(target.name, said);
+            }
+        }
+    }
+    Ok(Value::Object(report))
+}
+
+fn podd_target(fixture: &Arc<Mutex<Fixture>>) -> Result<Target> {
+    let again = Arc::clone(fixture);
+    let restart = move || {
+        let mut fixture = lock(&again);
+        let podd = fixture.podd()?;
+        podd.end(Signal::SIGKILL)?;
+        podd.start_again()
+    };
+    Ok(Target {
+        name: "podd".to_owned(),
+        cri: lock(fixture).podd()?.cri().clone(),
+        processes: Processes {
+            daemon: "podd serve".to_owned(),
+            procs: "podinit|podd-pod".to_owned(),
+        },
+        handler: String::new(),
+        cgroup_parent: String::new(),
+        restart: Some(Box::new(restart)),
+    })
+}
+
+fn lock(fixture: &Mutex<Fixture>) -> MutexGuard<'_, Fixture> {
+    fixture.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where the figures come from.
+fn machine(options: &Options) -> Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    json!({"kernel": read("/proc/sys/kernel/osrelease"), "load": read("/proc/loadavg"),
+        "processors": std::thread::available_parallelism().map_or(0, usize::from),
+        "controllers": read("/sys/fs/cgroup/cgroup.controllers"), "other_mounts": options.mounts})
+}
+
+/// Mounts as a host with many volumes has them.
+fn other_mounts(count: usize) -> Result<()> {
+    let root = Path::new(arena::WORK_DIR).join("mounts");
+    for i in 0..count {
+        let dir = root.join(i.to_string());
+        fs::create_dir_all(&dir)?;
+        mount(Some(&dir), &dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("mount {} on itself", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// How many times better podd is in each figure of the targets: less time, less memory, more pods.
+fn ratios(podd: &Value, peer: &Value) -> Value {
+    let better = |path: &str, more: bool| {
+        let (own, other) = (podd.pointer(path)?.as_f64()?, peer.pointer(path)?.as_f64()?);
+        let ratio = if more { own / other } else { other / own };
+        ratio.is_finite().then(|| measure::rounded(ratio))
+    };
+    json!({
+        "pod_ready": better("/serial/pod_ready/median", false),
+        "teardown": better("/serial/teardown/median", false),
+        "teardown_to_zero": better("/serial/teardown_to_zero/median", false),
+        "pods_up_per_s": better("/storm/up_per_s", true),
+        "pods_down_per_s": better("/storm/down_per_s", true),
+        "exec_sync": better("/exec_sync/median", false),
+        "per_pod_pss": better("/density/per_pod_pss_kib", false),
+        "daemon_rss": better("/density/memory/daemon_rss", false),
+        "list_container_stats": better("/list/stats_ms/median", false),
+        "pull_big": better("/pull_big_ms/median", false),
+    })
 }

@@ -7,30 +7,35 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use podd_e2e::census;
+use podd_e2e::census::{self, Census};
 use podd_e2e::cri::{self, Cri};
 use podd_proto::v1 as pb;
 use serde_json::{Map, Value, json};
 
 use crate::Options;
+use crate::target::Target;
 
 /// Named durations in milliseconds.
 type Times = BTreeMap<&'static str, f64>;
 
 /// Everything, in the order of the report.
-pub fn all(cri: &Cri, options: &Options, big: Option<&str>) -> Result<Value> {
+pub fn all(target: &Target, options: &Options, big: Option<&str>) -> Result<Value> {
     let mut out = Map::new();
-    out.insert("name".to_owned(), json!(options.name));
-    let version = cri.version(pb::VersionRequest::default())?;
+    out.insert("name".to_owned(), json!(target.name));
+    let version = target.cri.version(pb::VersionRequest::default())?;
     out.insert(
         "runtime".to_owned(),
         json!(format!("{} {}", version.runtime_name, version.runtime_version)),
     );
-    cri.pull(&options.image)?;
-    let bench = Bench { cri, options };
+    target.cri.pull(&options.image)?;
+    let bench = Bench {
+        cri: &target.cri,
+        target,
+        options,
+    };
     let warm = bench.up("warm")?;
     bench.down(&warm)?;
-    out.insert("memory_idle".to_owned(), bench.memory().report());
+    out.insert("memory_idle".to_owned(), target.processes.memory().report());
     bench.serial(&mut out)?;
     if options.storm > 0 {
         out.insert("storm".to_owned(), bench.storm()?);
@@ -38,38 +43,57 @@ pub fn all(cri: &Cri, options: &Options, big: Option<&str>) -> Result<Value> {
     if options.density > 0 {
         bench.density(&mut out)?;
     }
+    if options.sustained > 0 {
+        out.insert("sustained".to_owned(), bench.sustained()?);
+    }
     if let Some(image) = big {
         out.insert("pull_big_ms".to_owned(), bench.pull(image)?);
     }
     Ok(Value::Object(out))
 }
 
-struct Bench<'a> {
-    cri: &'a Cri,
-    options: &'a Options,
+/// One runtime being measured.
+pub struct Bench<'a> {
+    /// A client of it.
+    pub cri: &'a Cri,
+    /// The runtime.
+    pub target: &'a Target,
+    /// How much of everything.
+    pub options: &'a Options,
 }
 
 /// A running pod and what it took.
-struct Up {
+pub struct Up {
     pod: String,
     ctr: String,
     logs: String,
     times: Times,
 }
 
-#[derive(Default)]
-struct Memory {
-    daemon_rss: u64,
-    daemon_pss: u64,
-    procs: u64,
-    rss: u64,
-    pss: u64,
+/// What the kernel still holds of a pod after its removal was answered, in counts that are cheap to take.
+#[derive(Debug, PartialEq, Eq)]
+struct Residue {
+    processes: usize,
+    links: usize,
+    cgroups: usize,
+    mounts: usize,
 }
 
-impl Memory {
-    fn report(&self) -> Value {
-        json!({"daemon_rss": self.daemon_rss, "daemon_pss": self.daemon_pss, "procs": self.procs,
-            "rss": self.rss, "pss": self.pss})
+impl Residue {
+    fn now() -> Self {
+        Self {
+            processes: census::pids().len(),
+            links: census::links(),
+            cgroups: census::cgroups(),
+            mounts: census::mounts(),
+        }
+    }
+
+    /// Waits until there is this again, at most until `deadline`.
+    fn again(&self, deadline: Instant) {
+        while Self::now() != *self && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(500));
+        }
     }
 }
 
@@ -80,12 +104,13 @@ fn timed<T, E>(times: &mut Times, name: &'static str, call: impl FnOnce() -> Res
     done
 }
 
-fn rounded(value: f64) -> Value {
+/// A figure with two decimals.
+pub fn rounded(value: f64) -> Value {
     json!((value * 100.0).round() / 100.0)
 }
 
 /// Median, 95th percentile and least of some milliseconds.
-fn summary(values: &[f64]) -> Value {
+pub fn summary(values: &[f64]) -> Value {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (count, middle) = (sorted.len(), sorted.len() / 2);
@@ -102,7 +127,7 @@ fn summary(values: &[f64]) -> Value {
 }
 
 /// A small number as a float: counts of pods, never large.
-fn float(count: usize) -> f64 {
+pub fn float(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
@@ -110,11 +135,19 @@ impl Bench<'_> {
     fn up(&self, name: &str) -> Result<Up> {
         let mut pod_config = cri::pod_config(name);
         pod_config.labels.insert("app".to_owned(), "bench".to_owned());
+        // Nothing but the parent: the runtime's own defaults are measured, a shared process namespace among them.
+        pod_config.linux = Some(pb::LinuxPodSandboxConfig {
+            cgroup_parent: self.target.cgroup_parent.clone(),
+            ..Default::default()
+        });
         fs::create_dir_all(&pod_config.log_directory)?;
         let mut config = cri::command("c", &["sleep", "100000"]);
         config.image = Some(cri::spec(&self.options.image));
+        config.linux = Some(pb::LinuxContainerConfig::default());
         let mut times = Times::new();
-        let pod = timed(&mut times, "run_pod", || self.cri.run_pod(&pod_config))?;
+        let pod = timed(&mut times, "run_pod", || {
+            self.cri.run_pod_with(&pod_config, &self.target.handler)
+        })?;
         let ctr = timed(&mut times, "create", || {
             self.cri.create(&pod, &pod_config, &config)
         })?;
@@ -151,6 +184,9 @@ impl Bench<'_> {
     /// Pods one after another; the last one is also exec'd in.
     fn serial(&self, out: &mut Map<String, Value>) -> Result<()> {
         let mut per: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        // The pod before this is going still.
+        std::thread::sleep(Duration::from_secs(1));
+        let zero = Residue::now();
         for i in 0..self.options.serial {
             let up = self.up(&format!("p{i}"))?;
             if i + 1 == self.options.serial && self.options.execs > 0 {
@@ -165,7 +201,10 @@ impl Bench<'_> {
                 said["failures"] = json!(failures);
                 out.insert("exec_sync".to_owned(), said);
             }
-            let down = self.down(&up)?;
+            let begun = Instant::now();
+            let mut down = self.down(&up)?;
+            zero.again(begun + Duration::from_secs(10));
+            down.insert("teardown_to_zero", begun.elapsed().as_secs_f64() * 1e3);
             for (name, value) in up.times.iter().chain(&down) {
                 per.entry(name).or_default().push(*value);
             }
@@ -179,7 +218,7 @@ impl Bench<'_> {
     }
 
     /// `count` pods up, by `workers` clients.
-    fn many(&self, count: usize, workers: usize) -> Result<Vec<Up>> {
+    pub fn many(&self, count: usize, workers: usize) -> Result<Vec<Up>> {
         let (next, all) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..workers)
@@ -203,7 +242,7 @@ impl Bench<'_> {
         Ok(all.into_inner().expect("no holder panics"))
     }
 
-    fn many_down(&self, all: &[Up], workers: usize) -> Result<()> {
+    pub fn many_down(&self, all: &[Up], workers: usize) -> Result<()> {
         let next = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..workers)
@@ -224,7 +263,7 @@ impl Bench<'_> {
 
     fn storm(&self) -> Result<Value> {
         let (count, workers) = (self.options.storm, self.options.workers);
-        let (cpu, begun) = (self.cpu(), Instant::now());
+        let (cpu, begun) = (self.target.processes.cpu(), Instant::now());
         let all = self.many(count, workers)?;
         let up = begun.elapsed().as_secs_f64();
         let begun = Instant::now();
@@ -237,64 +276,55 @@ impl Bench<'_> {
         Ok(
             json!({"pods": count, "workers": workers, "up_per_s": rounded(float(count) / up),
             "up_ms": summary(&latencies), "down_per_s": rounded(float(count) / down),
-            "cpu_s": rounded(self.cpu() - cpu)}),
+            "cpu_s": rounded(self.target.processes.cpu() - cpu)}),
         )
     }
 
-    fn density(&self, out: &mut Map<String, Value>) -> Result<()> {
-        let count = self.options.density;
-        let before = self.memory();
-        let all = self.many(count, 4)?;
-        std::thread::sleep(Duration::from_secs(2));
-        let after = self.memory();
-        let each =
-            |after: u64, before: u64| (after.saturating_sub(before)) / u64::try_from(count).unwrap_or(1);
-        let (pss, rss) = (
-            each(after.pss + after.daemon_pss, before.pss + before.daemon_pss),
-            each(after.rss + after.daemon_rss, before.rss + before.daemon_rss),
-        );
-        let call = |list: &dyn Fn() -> Result<()>| -> Result<Value> {
-            let mut times = Vec::new();
-            for _ in 0..20 {
-                let begun = Instant::now();
-                list()?;
-                times.push(begun.elapsed().as_secs_f64() * 1e3);
-            }
-            Ok(summary(&times))
-        };
-        let containers = call(&|| {
-            Ok(self
-                .cri
-                .list_containers(pb::ListContainersRequest::default())
-                .map(drop)?)
+    /// Pods up and down again without a pause, from all clients, for a time: pods per second in each tenth of it, and
+    /// what is left at the end.
+    fn sustained(&self) -> Result<Value> {
+        const PARTS: usize = 10;
+        let before = Census::settled(None, Duration::from_secs(10));
+        let memory = self.target.processes.memory().report();
+        let length = Duration::from_secs(self.options.sustained);
+        let (begun, made) = (Instant::now(), Mutex::new([0_usize; PARTS]));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.options.workers)
+                .map(|worker| {
+                    let made = &made;
+                    scope.spawn(move || -> Result<()> {
+                        loop {
+                            let part = begun.elapsed().as_secs_f64() / length.as_secs_f64();
+                            if part >= 1.0 {
+                                return Ok(());
+                            }
+                            let up = self.up(&format!("r{worker}"))?;
+                            self.down(&up)?;
+                            let part = (0..PARTS)
+                                .rfind(|&p| float(p) <= part * float(PARTS))
+                                .unwrap_or(0);
+                            made.lock().expect("no holder panics")[part] += 1;
+                        }
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .try_for_each(|t| t.join().expect("a client does not panic"))
         })?;
-        let sandboxes = call(&|| {
-            Ok(self
-                .cri
-                .list_pod_sandbox(pb::ListPodSandboxRequest::default())
-                .map(drop)?)
-        })?;
-        let stats = match self
-            .cri
-            .list_container_stats(pb::ListContainerStatsRequest::default())
-        {
-            Ok(_) => call(&|| {
-                Ok(self
-                    .cri
-                    .list_container_stats(pb::ListContainerStatsRequest::default())
-                    .map(drop)?)
-            })?,
-            Err(status) => json!(format!("{:?}", status.code())),
-        };
-        let lists = json!({"containers_ms": containers, "sandboxes_ms": sandboxes, "stats_ms": stats});
-        out.insert("list".to_owned(), lists);
-        let cpu = self.cpu();
-        std::thread::sleep(Duration::from_secs(10));
-        let procs = float(usize::try_from(after.procs - before.procs.min(after.procs))?) / float(count);
-        let said = json!({"pods": count, "memory": after.report(), "per_pod_pss_kib": pss, "per_pod_rss_kib": rss,
-            "procs_per_pod": rounded(procs), "idle_cpu_s_per_10s": rounded(self.cpu() - cpu)});
-        out.insert("density".to_owned(), said);
-        self.many_down(&all, 4)
+        let ended = Instant::now();
+        let left = before.difference(None, Duration::from_secs(30));
+        let settled = ended.elapsed();
+        let made = made.into_inner().expect("no holder panics");
+        let rates: Vec<_> = made
+            .iter()
+            .map(|&count| rounded(float(count) * float(PARTS) / length.as_secs_f64()))
+            .collect();
+        let total: usize = made.iter().sum();
+        Ok(json!({"seconds": self.options.sustained, "pods": total,
+            "pods_per_s": rounded(float(total) / length.as_secs_f64()), "pods_per_s_by_tenth": rates,
+            "left": left, "to_zero_ms": rounded(settled.as_secs_f64() * 1e3),
+            "memory_before": memory, "memory_after": self.target.processes.memory().report()}))
     }
 
     fn pull(&self, image: &str) -> Result<Value> {
@@ -308,64 +338,5 @@ impl Bench<'_> {
         }
         self.cri.remove(image)?;
         Ok(summary(&times))
-    }
-
-    /// Every process with its command line, where it is the runtime's: true for the daemon.
-    fn processes(&self) -> impl Iterator<Item = (u32, bool)> {
-        let own = std::process::id();
-        census::pids()
-            .into_iter()
-            .filter(move |pid| *pid != own)
-            .filter_map(|pid| {
-                let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-                let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                let daemon = line.contains(&self.options.daemon);
-                (daemon || line.contains(&self.options.procs)).then_some((pid, daemon))
-            })
-    }
-
-    fn memory(&self) -> Memory {
-        let mut total = Memory::default();
-        for (pid, daemon) in self.processes() {
-            let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
-                continue;
-            };
-            let value = |name: &str| -> u64 {
-                let line = text
-                    .lines()
-                    .find_map(|l| l.strip_prefix(name))
-                    .unwrap_or_default();
-                line.split_whitespace()
-                    .next()
-                    .and_then(|n| n.parse().ok())
-                    .unwrap_or(0)
-            };
-            let (rss, pss) = (value("Rss:"), value("Pss:"));
-            if daemon {
-                total.daemon_rss += rss;
-                total.daemon_pss += pss;
-            } else {
-                total.procs += 1;
-                total.rss += rss;
-                total.pss += pss;
-            }
-        }
-        total
-    }
-
-    /// User and system seconds of the daemon and its helpers, ended children included.
-    fn cpu(&self) -> f64 {
-        let ticks = |pid: u32| -> u32 {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-            // proc_pid_stat(5): utime, stime, cutime and cstime are fields 14 to 17.
-            rest.split(' ')
-                .skip(11)
-                .take(4)
-                .filter_map(|n| n.parse::<u32>().ok())
-                .sum()
-        };
-        // USER_HZ is 100 on every architecture podd supports.
-        f64::from(self.processes().map(|(pid, _)| ticks(pid)).sum::<u32>()) / 100.0
     }
 }
