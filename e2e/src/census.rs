@@ -60,14 +60,16 @@ impl Census {
         }
     }
 
-    /// Counts when the cables of removed pods are gone, which the kernel takes away in its own time: one that still
-    /// goes when a test begins would count as lost by it.
+    /// Counts when what goes in its own time is gone, the cables of removed pods and podd's trash: what still goes when
+    /// a test begins would count as lost by it.
     pub fn settled(podd: Option<u32>, patience: Duration) -> Self {
         let deadline = Instant::now() + patience;
         loop {
             let census = Self::take(podd);
-            let going = census.0.keys().any(|key| key.starts_with("link pd"));
-            if !going || Instant::now() > deadline {
+            let going = |key: &String| {
+                key.starts_with("link pd") || key.contains("/trash/") || key.ends_with("podd-trash")
+            };
+            if !census.0.keys().any(going) || Instant::now() > deadline {
                 return census;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -307,6 +309,15 @@ pub fn mounts() -> usize {
     fs::read_to_string("/proc/self/mountinfo")
         .unwrap_or_default()
         .lines()
+        .count()
+}
+
+/// Number of trees that podd has yet to delete.
+#[must_use]
+pub fn trash() -> usize {
+    fs::read_dir(Path::new(podd::STATE_DIR).join("trash"))
+        .into_iter()
+        .flatten()
         .count()
 }
 

@@ -77,6 +77,7 @@ struct Residue {
     links: usize,
     cgroups: usize,
     mounts: usize,
+    trash: usize,
 }
 
 impl Residue {
@@ -86,6 +87,7 @@ impl Residue {
             links: census::links(),
             cgroups: census::cgroups(),
             mounts: census::mounts(),
+            trash: census::trash(),
         }
     }
 
