@@ -12,6 +12,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod mounts;
 pub(crate) mod network;
+pub(crate) mod pod_limits;
 pub(crate) mod recovery;
 pub(crate) mod resources;
 pub(crate) mod runtime;
@@ -77,6 +78,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         crash::CASES,
         stats::CASES,
         resources::CASES,
+        pod_limits::CASES,
         users::CASES,
         scale::CASES,
     ];

@@ -17,11 +17,10 @@ cases!("resources":
     update_with_zero_changes_nothing, create_honours_every_field, update_is_what_the_kernel_says,
     processors_alone_leave_the_rest, a_bad_value_changes_nothing, a_missing_controller_is_named,
     states_and_unknown_ids, created_container_can_be_updated, memory_in_use_is_not_taken_away,
-    update_outlives_podd, updates_at_once_lose_no_write, oom_score_of_running_processes, oom_kills_the_group,
-    pod_as_a_whole, a_named_parent_keeps_its_limits);
+    update_outlives_podd, updates_at_once_lose_no_write, oom_score_of_running_processes, oom_kills_the_group);
 
-type Wire = pb::LinuxContainerResources;
-const MIB: i64 = 1 << 20;
+pub type Wire = pb::LinuxContainerResources;
+pub const MIB: i64 = 1 << 20;
 
 fn update(cri: &Cri, id: &str, linux: Wire) -> Result<(), Box<Status>> {
     let request = pb::UpdateContainerResourcesRequest {
@@ -38,7 +37,7 @@ fn unified(files: &[(&str, &str)]) -> HashMap<String, String> {
 }
 
 /// Ends the test where cgroups here lack one of the controllers.
-fn need(controllers: &[&str]) -> Result<()> {
+pub fn need(controllers: &[&str]) -> Result<()> {
     let have = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
     let have: Vec<_> = have.split_whitespace().collect();
     match controllers.iter().find(|name| !have.contains(*name)) {
@@ -48,7 +47,7 @@ fn need(controllers: &[&str]) -> Result<()> {
 }
 
 /// A container that sleeps, held to these resources.
-fn sleeper(pod: &Pod, name: &str, resources: Wire) -> Result<String> {
+pub fn sleeper(pod: &Pod, name: &str, resources: Wire) -> Result<String> {
     let mut config = cri::shell(name, "exec sleep 1000");
     config.linux.get_or_insert_default().resources = Some(resources);
     pod.started(&config)
@@ -83,7 +82,7 @@ fn limits(dir: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// The files of a cgroup have to say this.
-fn say(dir: &Path, files: &[(&str, &str)]) -> Result<()> {
+pub fn say(dir: &Path, files: &[(&str, &str)]) -> Result<()> {
     for (file, expected) in files {
         let text = fs::read_to_string(dir.join(file)).with_context(|| (*file).to_owned())?;
         equal(file, text.trim(), *expected)?;
@@ -565,111 +564,4 @@ fn oom_kills_the_group(env: &mut Env<'_>) -> Result<()> {
         equal("exit", (status.exit_code, status.reason.as_str()), (code, reason))?;
     }
     pod.remove()
-}
-
-/// What `verbose` says of a pod.
-fn info(cri: &Cri, pod: &str) -> Result<serde_json::Value> {
-    let request = pb::PodSandboxStatusRequest {
-        pod_sandbox_id: pod.to_owned(),
-        verbose: true,
-    };
-    let info = cri.pod_sandbox_status(request)?.info;
-    Ok(serde_json::from_str(info.get("info").context("no info")?)?)
-}
-
-fn pod_as_a_whole(env: &mut Env<'_>) -> Result<()> {
-    need(&["cpu", "memory"])?;
-    let cri = env.cri()?;
-    let mut config = cri::pod_config("whole");
-    let linux = config.linux.get_or_insert_default();
-    linux.resources = Some(Wire {
-        cpu_shares: 512,
-        cpu_quota: 50_000,
-        memory_limit_in_bytes: 64 * MIB,
-        ..Default::default()
-    });
-    linux.overhead = Some(Wire {
-        cpu_quota: 10_000,
-        memory_limit_in_bytes: 16 * MIB,
-        ..Default::default()
-    });
-    let pod = Pod::run(&cri, config)?;
-    let place = info(&cri, &pod.id)?["cgroup"]
-        .as_str()
-        .context("no cgroup")?
-        .to_owned();
-    let dir = Path::new("/sys/fs/cgroup").join(place);
-    say(
-        &dir,
-        &[
-            ("cpu.max", "60000 100000"),
-            ("memory.max", "83886080"),
-            ("cpu.weight", "59"),
-        ],
-    )?;
-    let change = |memory| pb::UpdatePodSandboxResourcesRequest {
-        pod_sandbox_id: pod.id.clone(),
-        resources: Some(Wire {
-            memory_limit_in_bytes: memory,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    cri.update_pod_sandbox_resources(change(128 * MIB))?;
-    say(&dir, &[("cpu.max", "60000 100000"), ("memory.max", "150994944")])?;
-    equal(
-        "status",
-        info(&cri, &pod.id)?["resources"]["memory_limit"].as_i64(),
-        Some(144 * MIB),
-    )?;
-    let podd = env.podd()?;
-    podd.end(Signal::SIGKILL)?;
-    podd.start_again()?;
-    cri.update_pod_sandbox_resources(change(32 * MIB))?;
-    say(&dir, &[("memory.max", "50331648")])?;
-    refused(
-        "negative",
-        Code::InvalidArgument,
-        cri.update_pod_sandbox_resources(change(-1)),
-    )?;
-    pod.remove()
-}
-
-/// A kubelet limits the cgroup that it names, by other sums than it sends: those of podd would limit containers that
-/// have no limit.
-fn a_named_parent_keeps_its_limits(env: &mut Env<'_>) -> Result<()> {
-    need(&["memory"])?;
-    let parent = Path::new("/sys/fs/cgroup/kubepods/pod1");
-    fs::create_dir_all(parent)?;
-    let result = (|| {
-        let cri = env.cri()?;
-        let mut config = cri::pod_config("named");
-        let linux = config.linux.get_or_insert_default();
-        linux.cgroup_parent = "/kubepods/pod1".to_owned();
-        linux.resources = Some(Wire {
-            memory_limit_in_bytes: 64 * MIB,
-            ..Default::default()
-        });
-        let pod = Pod::run(&cri, config)?;
-        let id = sleeper(&pod, "c", Wire::default())?;
-        ensure!(cgroup(&cri, &id)?.starts_with(parent), "not below its parent");
-        say(parent, &[("memory.max", "max")])?;
-        cri.update_pod_sandbox_resources(pb::UpdatePodSandboxResourcesRequest {
-            pod_sandbox_id: pod.id.clone(),
-            resources: Some(Wire {
-                memory_limit_in_bytes: 32 * MIB,
-                ..Default::default()
-            }),
-            ..Default::default()
-        })?;
-        say(parent, &[("memory.max", "max")])?;
-        let told = info(&cri, &pod.id)?["resources"]["memory_limit"].as_i64();
-        equal("status", told, Some(32 * MIB))?;
-        pod.remove()?;
-        ensure!(parent.exists(), "podd removed a cgroup that it did not make");
-        Ok(())
-    })();
-    fs::remove_dir(parent)?;
-    fs::remove_dir("/sys/fs/cgroup/kubepods")?;
-    result
 }

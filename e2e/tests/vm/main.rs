@@ -9,6 +9,7 @@ mod arena;
 mod guest;
 mod plan;
 mod reboot;
+mod scopes;
 mod systemd;
 
 use std::path::Path;

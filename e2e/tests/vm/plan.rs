@@ -34,8 +34,8 @@ pub enum Tests {
 pub const PLAN: &[Boot] = &[
     Boot::new(Kernel::V6_1, Init::Small, Tests::Arena(WALK), 700),
     Boot::new(Kernel::V6_12, Init::Small, Tests::Arena(WALK), 700),
-    Boot::new(Kernel::V6_1, Init::Systemd, Tests::Guest(systemd::CASES), 300),
-    Boot::new(Kernel::V6_12, Init::Systemd, Tests::Guest(systemd::CASES), 300),
+    Boot::new(Kernel::V6_1, Init::Systemd, Tests::Guest(systemd::CASES), 900),
+    Boot::new(Kernel::V6_12, Init::Systemd, Tests::Guest(systemd::CASES), 900),
     Boot::new(Kernel::V6_1, Init::Small, Tests::Guest(reboot::BEFORE), 200).on("reboot"),
     Boot::new(Kernel::V6_12, Init::Small, Tests::Guest(reboot::AFTER), 200).on("reboot"),
 ];
@@ -44,6 +44,7 @@ pub const PLAN: &[Boot] = &[
 const WALK: &[&str] = &[
     "runtime::",
     "resources::",
+    "pod_limits::",
     "lifecycle::states_and_times",
     "lifecycle::whole_process_tree_dies",
     "lifecycle::stop_is_forced_after_grace",

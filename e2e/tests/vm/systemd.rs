@@ -13,19 +13,27 @@ use podd_proto::v1 as pb;
 
 use crate::case::{Pod, equal, eventually, log_lines};
 use crate::guest::{Case, guest_cases};
+use crate::scopes::{
+    a_bus_that_hangs, a_path_is_refused, a_scope_around_every_pod, a_scope_stopped_by_hand,
+    a_scope_that_no_record_knows, limits_of_a_pod_without_a_parent, podd_killed_while_a_scope_is_made,
+    reload_and_reexec_disturb_nobody,
+};
 use crate::stats;
 
 /// In this order: the first installs podd, the last removes it.
 pub const CASES: &[Case] = guest_cases!("systemd":
-    installed_and_ready, whole_lifecycle, restart_leaves_pods, crash_leaves_pods, stop_leaves_pods, removed);
+    installed_and_ready, whole_lifecycle, restart_leaves_pods, crash_leaves_pods, stop_leaves_pods,
+    a_scope_around_every_pod, a_path_is_refused, reload_and_reexec_disturb_nobody, limits_of_a_pod_without_a_parent,
+    a_scope_stopped_by_hand, a_scope_that_no_record_knows, podd_killed_while_a_scope_is_made, a_bus_that_hangs,
+    removed);
 
-const UNIT: &str = "podd.service";
+pub const UNIT: &str = "podd.service";
 
 /// The registry lives as long as the guest.
 static REGISTRY: Mutex<Option<Registry>> = Mutex::new(None);
 
 /// The output of a program that has to succeed.
-fn told(program: &str, args: &[&str]) -> Result<String> {
+pub fn told(program: &str, args: &[&str]) -> Result<String> {
     let done = Command::new(program)
         .args(args)
         .output()
@@ -52,11 +60,11 @@ fn journal() -> String {
         .unwrap_or_default()
 }
 
-fn property(name: &str) -> Result<String> {
+pub fn property(name: &str) -> Result<String> {
     told("systemctl", &["show", "--value", "-p", name, UNIT])
 }
 
-fn client() -> Result<Cri> {
+pub fn client() -> Result<Cri> {
     Cri::new(Path::new(podd::SOCKET))
 }
 
@@ -67,7 +75,7 @@ fn deployed(name: &str) -> Result<String> {
 }
 
 /// A pod whose cgroup parent has the kubelet's shape for the driver that podd names.
-fn kubelet_pod(cri: &Cri, name: &str) -> Result<Pod> {
+pub fn kubelet_pod(cri: &Cri, name: &str) -> Result<Pod> {
     let driver = cri.runtime_config(pb::RuntimeConfigRequest::default())?;
     let driver = driver.linux.context("no Linux part")?.cgroup_driver();
     let mut config = cri::pod_config(name);
