@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use crate::config;
@@ -41,6 +42,10 @@ pub use tokens::TokenError;
 
 /// How long a client may take to send its request.
 const HEAD: Duration = Duration::from_secs(10);
+
+/// Most connections that have not shown a token yet. Anybody on the node may connect, and none of them may take the
+/// files that podd needs.
+const STRANGERS: usize = 256;
 
 /// How long to wait when the kernel has no more files for connections.
 const EXHAUSTED: Duration = Duration::from_millis(100);
@@ -161,11 +166,15 @@ struct Server {
 
 impl Server {
     async fn accept(self, listener: TcpListener) {
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
         loop {
+            let Ok(place) = Arc::clone(&strangers).acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let server = self.clone();
-                    tokio::spawn(async move { server.serve(stream).await });
+                    tokio::spawn(async move { server.serve(stream, place).await });
                 }
                 Err(e) => {
                     tracing::warn!(error = %e, "cannot accept a streaming client");
@@ -175,7 +184,8 @@ impl Server {
         }
     }
 
-    async fn serve(&self, mut stream: TcpStream) {
+    /// Serves one connection; `stranger` is its place among those without a token.
+    async fn serve(&self, mut stream: TcpStream, stranger: OwnedSemaphorePermit) {
         let _ = stream.set_nodelay(true);
         let read = tokio::time::timeout(HEAD, Head::read(&mut stream)).await;
         let (head, rest) = match read {
@@ -194,6 +204,7 @@ impl Server {
         });
         match negotiated {
             Ok((request, wire)) => {
+                drop(stranger);
                 if http::switch(&mut stream, &wire.headers(&head)).await.is_ok() {
                     let idle = Idle::after(self.idle);
                     session::run(&self.engine, request, wire, stream, rest, &idle).await;

@@ -235,3 +235,123 @@ fn encode(command: Command, deflater: &mut Deflater, out: &mut BytesMut) -> Byte
     }
     Bytes::new()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streaming::stream::Next;
+    use flate2::{Compress, Compression, FlushCompress};
+    use std::time::Duration;
+    use tokio::io::DuplexStream;
+
+    fn served() -> (Connection, DuplexStream) {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (read, write) = tokio::io::split(server);
+        let idle = Idle::after(Duration::from_secs(60));
+        (Connection::start(read, write, &idle), client)
+    }
+
+    /// SYN_STREAM with the header `a: b`, or several in one stream of headers.
+    fn syn(compress: &mut Compress, id: u32, flags: u8) -> Vec<u8> {
+        let mut block = Vec::with_capacity(256);
+        let headers = b"\0\0\0\x01\0\0\0\x01a\0\0\0\x01b";
+        compress
+            .compress_vec(headers, &mut block, FlushCompress::Sync)
+            .unwrap();
+        let length = u32::try_from(SYN_STREAM_FIXED + block.len())
+            .unwrap()
+            .to_be_bytes();
+        let head = [0x80, 3, 0, 1, flags, length[1], length[2], length[3]];
+        [&head[..], &id.to_be_bytes(), &[0; 6], &block].concat()
+    }
+
+    async fn frame(client: &mut DuplexStream) -> ([u8; 4], u8, Vec<u8>) {
+        let mut header = [0; HEADER];
+        client.read_exact(&mut header).await.unwrap();
+        let length = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
+        let mut payload = vec![0; length];
+        client.read_exact(&mut payload).await.unwrap();
+        ([header[0], header[1], header[2], header[3]], header[4], payload)
+    }
+
+    #[tokio::test]
+    async fn a_stream_lives_from_syn_to_fin() {
+        let ((mut connection, mut client), mut compress) =
+            (served(), Compress::new(Compression::fast(), true));
+        client.write_all(&syn(&mut compress, 1, 0)).await.unwrap();
+        let mut stream = connection.next().await.unwrap();
+        assert_eq!((stream.id, stream.headers.get("a")), (1, Some("b")));
+        assert_eq!(frame(&mut client).await.0, [0x80, 3, 0, 2]);
+        client
+            .write_all(&[0, 0, 0, 1, 1, 0, 0, 2, b'h', b'i'])
+            .await
+            .unwrap();
+        assert_eq!(
+            stream.incoming.next().await,
+            Next::Data(Bytes::from_static(b"hi"))
+        );
+        assert_eq!(stream.incoming.next().await, Next::End);
+        client
+            .write_all(&[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 9])
+            .await
+            .unwrap();
+        assert_eq!(frame(&mut client).await, ([0x80, 3, 0, 6], 0, vec![0, 0, 0, 9]));
+        stream.outgoing.send(Bytes::from_static(b"yes")).await.unwrap();
+        stream.outgoing.end().await;
+        assert_eq!(frame(&mut client).await, ([0, 0, 0, 1], 0, b"yes".to_vec()));
+        assert_eq!(frame(&mut client).await, ([0, 0, 0, 1], FLAG_FIN, Vec::new()));
+        drop(client);
+        assert!(connection.next().await.is_none());
+        stream.outgoing.closed().await;
+    }
+
+    #[tokio::test]
+    async fn streams_are_counted_and_given_up() {
+        let ((mut connection, mut client), mut compress) =
+            (served(), Compress::new(Compression::fast(), true));
+        let mut held = Vec::new();
+        for n in 0..u32::try_from(MAX_STREAMS).unwrap() {
+            client
+                .write_all(&syn(&mut compress, 2 * n + 1, FLAG_FIN))
+                .await
+                .unwrap();
+            held.push(connection.next().await.unwrap());
+            frame(&mut client).await;
+        }
+        client.write_all(&syn(&mut compress, 4097, 0)).await.unwrap();
+        assert_eq!(frame(&mut client).await.0, [0x80, 3, 0, 3]);
+        held.pop();
+        client.write_all(&syn(&mut compress, 4099, 0)).await.unwrap();
+        let mut last = connection.next().await.unwrap();
+        client
+            .write_all(&[0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0x10, 0x03, 0, 0, 0, 5])
+            .await
+            .unwrap();
+        assert_eq!(last.incoming.next().await, Next::Reset);
+    }
+
+    #[tokio::test]
+    async fn malformed_frames_end_the_connection() {
+        let compress = || Compress::new(Compression::fast(), true);
+        let twice = {
+            let mut both = compress();
+            [syn(&mut both, 3, 0), syn(&mut both, 3, 0)].concat()
+        };
+        let cases = [
+            syn(&mut compress(), 2, 0),
+            twice,
+            vec![0x80, 3, 0, 1, 0, 0, 0, 4, 0, 0, 0, 1],
+            vec![0x80, 3, 0, 6, 0, 0, 0, 0],
+            vec![0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff],
+            vec![0x80, 2, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1],
+            vec![0x80, 3, 0, 8, 0, 0, 0, 6, 0, 0, 0, 1, 0xff, 0xff],
+        ];
+        for bytes in cases {
+            let (mut connection, mut client) = served();
+            client.write_all(&bytes).await.unwrap();
+            let ended = async { while connection.next().await.is_some() {} };
+            let ended = tokio::time::timeout(Duration::from_secs(5), ended).await;
+            assert!(ended.is_ok(), "{bytes:?}");
+        }
+    }
+}
