@@ -9,7 +9,7 @@ rm -f /usr/local/bin/podd /etc/systemd/system/podd.service /etc/systemd/system/k
 rmdir /etc/systemd/system/kubelet.service.d 2>/dev/null || true
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
 if [ "${1:-}" = --purge ]; then
-    if pgrep -x podinit >/dev/null; then
+    if grep -qsx podinit /proc/[0-9]*/comm; then
         echo "uninstall.sh: pods still run; nothing purged" >&2
         exit 1
     fi

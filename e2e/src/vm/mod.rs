@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-pub use qemu::{Ended, work_place};
+pub use qemu::{Ended, WorkDir};
 
 /// Set for every process in a virtual machine.
 const INSIDE: &str = "PODD_VM";

@@ -8,6 +8,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use tempfile::TempDir;
 
 use super::Order;
 use super::initramfs;
@@ -125,10 +127,7 @@ impl Qemu {
         order: &Order,
         line: &mut dyn FnMut(&str),
     ) -> Result<Ended> {
-        let work = tempfile::Builder::new()
-            .prefix("podd-vm-")
-            .tempdir_in(work_place())
-            .context("make a work directory")?;
+        let work = WorkDir::new()?;
         let initrd = work.path().join("initrd");
         fs::write(&initrd, initramfs::build(kernel, job)?).context("write the initramfs")?;
         let disk = order.disk.clone().unwrap_or_else(|| work.path().join("disk"));
@@ -305,10 +304,51 @@ impl Drop for Guest<'_> {
     }
 }
 
-/// Where boots keep their files: on a disk, for a guest's disk grows with what is written to it.
-#[must_use]
-pub fn work_place() -> PathBuf {
-    std::env::var_os("PODD_VM_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+/// A directory for a guest's disk and channels, removed with the value.
+#[derive(Debug)]
+pub struct WorkDir {
+    dir: TempDir,
+    /// Held as long as the directory is used: without it, it was left by a process that was killed.
+    _lock: Flock<fs::File>,
+}
+
+impl WorkDir {
+    /// Makes one in /var/tmp or where `PODD_VM_DIR` says, and removes those that killed processes left there.
+    ///
+    /// # Errors
+    /// Where nothing can be made there.
+    pub fn new() -> Result<Self> {
+        let place = std::env::var_os("PODD_VM_DIR").unwrap_or_else(|| "/var/tmp".into());
+        let prefix = "podd-vm-";
+        for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
+            let named = entry.file_name().to_string_lossy().starts_with(prefix);
+            if named && lock(&entry.path()).is_ok() {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(place);
+        let dir = dir.context("make a work directory")?;
+        fs::write(dir.path().join(LOCK), "")?;
+        Ok(Self {
+            _lock: lock(dir.path())?,
+            dir,
+        })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// The lock file of a [`WorkDir`].
+const LOCK: &str = "lock";
+
+fn lock(dir: &Path) -> Result<Flock<fs::File>> {
+    let file = fs::File::open(dir.join(LOCK))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    locked.map_err(|(_, e)| e).context("lock the work directory")
 }
 
 fn make_disk(disk: &Path) -> Result<()> {

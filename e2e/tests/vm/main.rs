@@ -41,10 +41,11 @@ fn main() -> ExitCode {
         return arena::main();
     }
     let options = Options::parse();
-    let disks = match tempfile::tempdir_in(vm::work_place()) {
+    let disks = match vm::WorkDir::new() {
         Ok(dir) => dir,
         Err(e) => {
-            eprintln!("no directory for disks: {e}");
+            eprintln!("vm: {e:#}");
+            println!("0 passed, 1 failed, 0 skipped");
             return ExitCode::FAILURE;
         }
     };
@@ -122,7 +123,14 @@ fn order(boot: &Boot, cases: &[&str], disks: &Path) -> Result<Order> {
     let mut order = Order::new(&[&exe.to_string_lossy()], boot.limit());
     order.disk = boot.disk.map(|name| disks.join(name));
     order.env = vec![boot.asked(cases)];
-    for name in ["PODD_BIN", "RUST_BACKTRACE"] {
+    // Emulated kills take long; who wants more says so.
+    order.env.push(("PODD_CRASH_KILLS".to_owned(), "3".to_owned()));
+    for name in [
+        "PODD_BIN",
+        "PODD_CRASH_KILLS",
+        "PODD_CRASH_SEED",
+        "RUST_BACKTRACE",
+    ] {
         order
             .env
             .extend(std::env::var(name).map(|value| (name.to_owned(), value)));

@@ -58,6 +58,8 @@ const WALK: &[&str] = &[
     "images::whiteouts_and_hard_links",
     "stats::counters_agree_with_the_cgroup",
     "stats::pod_counters",
+    "recovery::killed_with_live_pods",
+    "crash::",
 ];
 
 impl Boot {

@@ -6,6 +6,8 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use podd_e2e::cri::{self, Cri};
 use podd_e2e::podd;
 use podd_e2e::registry::Registry;
@@ -202,7 +204,10 @@ fn restart_leaves_pods() -> Result<()> {
 }
 
 fn crash_leaves_pods() -> Result<()> {
-    survives("crash", |daemon| told("kill", &["-9", daemon]).map(drop))
+    survives("crash", |daemon| {
+        let pid = Pid::from_raw(daemon.parse()?);
+        kill(pid, Signal::SIGKILL).context("kill podd")
+    })
 }
 
 fn stop_leaves_pods() -> Result<()> {
