@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help deps build run test bench arena install
+.PHONY: help deps build run test bench arena install apparmor
 
 help:
 	@echo 'make run     a real pod in a private arena, shown step by step'
@@ -33,3 +33,8 @@ arena: build
 
 install: build
 	@deploy/install.sh "$$(scripts/target-dir)/release/podd"
+
+# Compiles podd's AppArmor profile again, after a change of its text; needs Debian's package apparmor.
+AA = /etc/apparmor.d/abi/kernel-5.4-vanilla
+apparmor:
+	@cd server/src/apparmor && apparmor_parser -QKq --policy-features $(AA) -M $(AA) -o podd-default.bin podd-default.profile

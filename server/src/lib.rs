@@ -3,6 +3,7 @@
 //! A request flows down this list: [`cri`] parses it into the [`model`], the [`engine`] carries it out and the
 //! [`state`] remembers it. Nothing below `cri` sees a message of the CRI.
 
+pub mod apparmor;
 pub mod cli;
 pub mod config;
 pub mod cri;

@@ -13,7 +13,8 @@ cases!("security":
     user_and_groups, user_by_name, strict_groups, group_alone_is_refused, masked_paths, readonly_paths,
     read_only_root, privileged, privileged_needs_a_privileged_pod, open_file_limit, devices_of_a_container,
     devices_not_asked_for, device_to_read, device_when_privileged, device_of_the_terminal,
-    cgroup_is_seen_as_root, nothing_of_podd_is_open, host_proc_is_not_writable);
+    cgroup_is_seen_as_root, nothing_of_podd_is_open, host_proc_is_not_writable, target_processes, target_must_run,
+    apparmor_default, apparmor_by_name, apparmor_not_loaded, ambient_capabilities);
 
 /// `/proc/self/status` of a container.
 fn status(pod: &Pod, change: impl FnOnce(&mut pb::LinuxContainerSecurityContext)) -> Result<String> {
@@ -428,4 +429,147 @@ fn host_proc_is_not_writable(env: &mut Env<'_>) -> Result<()> {
         "{out}"
     );
     Ok(())
+}
+
+fn targets(pod: &Pod, target: &str) -> Result<pb::ContainerConfig> {
+    let mut config = cri::shell("debugger", "cat /proc/1/cmdline | tr '\\0' ' '; exec sleep 1000");
+    let options = cri::security(&mut config)
+        .namespace_options
+        .get_or_insert_default();
+    options.pid = pb::NamespaceMode::Target.into();
+    options.target_id = target.to_owned();
+    ensure!(!pod.id.is_empty(), "no pod");
+    Ok(config)
+}
+
+fn target_processes(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("target")?);
+    let target = pod.started(&cri::command("app", &["sleep", "4321"]))?;
+    let debugger = pod.started(&targets(&pod, &target)?)?;
+    // A debugger sees and signals what it is to look at, and an exec in it does as well.
+    let out = cri.sh(
+        &debugger,
+        "tr '\\0' ' ' </proc/1/cmdline; for p in 1 self; do readlink /proc/$p/ns/pid; done | uniq | wc -l",
+    )?;
+    equal(
+        "process 1, and how many namespaces",
+        out.as_str(),
+        "sleep 4321 1\n",
+    )?;
+    let own = cri.sh(&target, "ls /proc | grep -c '^[0-9]'")?;
+    ensure!(own.trim() != "1", "the target does not see the debugger: {own}");
+    pod.remove()
+}
+
+fn target_must_run(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod, other) = (env.cri()?, env.pod("target")?, env.pod("other")?);
+    let waits = pod.created(&cri::command("app", &["sleep", "1000"]))?;
+    let strange = other.started(&cri::command("app", &["sleep", "1000"]))?;
+    for (what, id, code) in [
+        (
+            "a container that does not run",
+            waits.as_str(),
+            Code::FailedPrecondition,
+        ),
+        (
+            "a container of another pod",
+            strange.as_str(),
+            Code::InvalidArgument,
+        ),
+        ("no container", &"0".repeat(64), Code::InvalidArgument),
+    ] {
+        refused(what, code, cri.create(&pod.id, &pod.config, &targets(&pod, id)?))?;
+    }
+    other.remove()?;
+    pod.remove()
+}
+
+fn ambient_capabilities(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("ambient")?;
+    let said = status(&pod, |s| {
+        s.run_as_user = Some(pb::Int64Value { value: 1000 });
+        s.capabilities = Some(pb::Capability {
+            add_ambient_capabilities: vec!["NET_BIND_SERVICE".to_owned()],
+            ..Default::default()
+        });
+    })?;
+    for name in ["CapAmb", "CapEff", "CapInh"] {
+        equal(name, caps(&said, name)?, 1 << 10)?;
+    }
+    pod.remove()
+}
+
+/// Skips where the kernel does not enforce AppArmor, or does not say so where podd looks.
+fn needs_apparmor() -> Result<()> {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    if enabled.starts_with('Y') && std::path::Path::new("/sys/kernel/security/apparmor").is_dir() {
+        return Ok(());
+    }
+    skip("AppArmor is not enabled on this kernel, or securityfs is not mounted")
+}
+
+fn apparmor_default(env: &mut Env<'_>) -> Result<()> {
+    needs_apparmor()?;
+    let (cri, pod) = (env.cri()?, env.pod("apparmor")?);
+    let id = pod.started(&cri::shell("c", "exec sleep 1000"))?;
+    let script = "cat /proc/self/attr/current; mount -t tmpfs x /mnt 2>&1; cat /proc/sysrq-trigger 2>&1; \
+        sh -c 'sleep 100 & kill $!' && echo signalled";
+    let mut config = cri::shell("admin", script);
+    // With all capabilities and no filter, only the profile is in the way.
+    cri::security(&mut config).capabilities = capabilities(&["ALL"], &[]);
+    let out = pod.output(&config)?;
+    equal(
+        "exec",
+        cri.sh(&id, "cat /proc/self/attr/current")?.as_str(),
+        "podd-default (enforce)\n",
+    )?;
+    contains("label", &out, "podd-default (enforce)\n")?;
+    equal(
+        "denied",
+        out.to_lowercase().matches("permission denied").count(),
+        2,
+    )?;
+    contains("signal", &out, "signalled")?;
+    let free = pod.output(&{
+        let mut config = cri::shell("free", "cat /proc/self/attr/current");
+        cri::security(&mut config).apparmor = profile(ProfileType::Unconfined);
+        config
+    })?;
+    equal("unconfined", free.as_str(), "unconfined\n")?;
+    // A confined container has to take the signal that stops it.
+    cri.stop(&id, 0)?;
+    pod.remove()
+}
+
+fn apparmor_by_name(env: &mut Env<'_>) -> Result<()> {
+    needs_apparmor()?;
+    let pod = env.pod("apparmor")?;
+    for (name, old, new) in [
+        ("old", "localhost/podd-default", None),
+        ("new", "localhost/no-such-profile", Some("podd-default")),
+    ] {
+        let mut config = cri::shell(name, "cat /proc/self/attr/current");
+        let security = cri::security(&mut config);
+        #[expect(deprecated, reason = "old kubelets send the string form")]
+        old.clone_into(&mut security.apparmor_profile);
+        security.apparmor = new.map(|localhost_ref: &str| pb::SecurityProfile {
+            profile_type: ProfileType::Localhost.into(),
+            localhost_ref: localhost_ref.to_owned(),
+        });
+        equal(name, pod.output(&config)?.as_str(), "podd-default (enforce)\n")?;
+    }
+    pod.remove()
+}
+
+fn apparmor_not_loaded(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("apparmor")?);
+    let mut config = cri::shell("c", "true");
+    cri::security(&mut config).apparmor = Some(pb::SecurityProfile {
+        profile_type: ProfileType::Localhost.into(),
+        localhost_ref: "no-such-profile".to_owned(),
+    });
+    let answer = cri.create(&pod.id, &pod.config, &config);
+    let said = refused("an unloaded profile", Code::FailedPrecondition, answer)?;
+    contains("message", &said, "no-such-profile")?;
+    pod.remove()
 }

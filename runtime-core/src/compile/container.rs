@@ -46,6 +46,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     let mut plan = PlanBuf::new();
 
     process::oom_score(&mut plan, process)?;
+    process::apparmor(&mut plan, process)?;
     if let Some(users) = &users {
         users.before(&mut plan, process);
     }

@@ -18,6 +18,7 @@ pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
     let mut plan = PlanBuf::new();
     let process = process::of(spec)?;
     process::oom_score(&mut plan, process)?;
+    process::apparmor(&mut plan, process)?;
     let layout = Layout::of(spec)?;
     let users = Users::of(spec, &layout)?;
     if let Some(users) = &users {

@@ -82,13 +82,6 @@ pub(super) fn finish(
         path: search,
     });
 
-    if let Some(label) = process
-        .apparmor_profile()
-        .as_deref()
-        .filter(|label| !label.is_empty())
-    {
-        plan.push(&Step::AppArmor(&text("AppArmor profile", label)?));
-    }
     if process.no_new_privileges() == Some(true) {
         plan.push(&Step::NoNewPrivileges);
     }
@@ -101,6 +94,17 @@ pub(super) fn finish(
         argv: borrow(&argv),
         env: borrow(&env),
     });
+    Ok(())
+}
+
+/// Appends the AppArmor label of the program to come. Before anything of the container is near: the file that it is
+/// written to is that of the nest's own procfs, which no mount of the container can be in the place of
+/// (CVE-2019-16884, CVE-2025-52881), and the process that is cloned has it too.
+pub(super) fn apparmor(plan: &mut PlanBuf, process: &Process) -> Result<(), CompileError> {
+    let label = process.apparmor_profile().as_deref();
+    if let Some(label) = label.filter(|label| !label.is_empty()) {
+        plan.push(&Step::AppArmor(&text("AppArmor profile", label)?));
+    }
     Ok(())
 }
 

@@ -254,7 +254,7 @@ fn confinement_comes_in_the_order_that_works() {
         .as_mut()
         .unwrap()
         .set_apparmor_profile(Some("podd".into()));
-    let end = "FindProgram AppArmor NoNewPrivileges Become Gate Seccomp Exec";
+    let end = "FindProgram NoNewPrivileges Become Gate Seccomp Exec";
     assert!(outline(&compile(&spec)).ends_with(end));
 }
 

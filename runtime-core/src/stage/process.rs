@@ -54,6 +54,7 @@ pub(crate) fn work_dir(path: &CStr, create: bool) -> Outcome {
     }
 }
 
+/// Says which profile the next `execve` gets, and reads it back: a write that did not count must not go unnoticed.
 pub(crate) fn apparmor(label: &CStr) -> Outcome {
     let command = [b"exec ".as_slice(), label.to_bytes()].concat();
     for path in [
@@ -61,11 +62,25 @@ pub(crate) fn apparmor(label: &CStr) -> Outcome {
         c"/proc/thread-self/attr/exec",
     ] {
         match write_file(path, &command) {
-            Err(fault) if fault.errno == Errno::NOENT => {}
-            other => return other,
+            Err(fault) if fault.errno == Errno::NOENT && !exists(path) => continue,
+            Err(fault) => return Err(fault.errno).about(label.to_bytes()),
+            Ok(()) => {}
         }
+        let mut shown = [0u8; 1024];
+        let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let length = rustix::io::read(&file.about(path.to_bytes())?, &mut shown).about(path.to_bytes())?;
+        // The name, and behind it the mode in parentheses.
+        let rest = shown[..length].strip_prefix(label.to_bytes());
+        return match rest {
+            Some(rest) if rest.is_empty() || rest.starts_with(b" (") || rest.starts_with(b"\n") => Ok(()),
+            _ => Err(Errno::PERM).about(label.to_bytes()),
+        };
     }
     Err(Errno::NOENT).about(label.to_bytes())
+}
+
+fn exists(path: &CStr) -> bool {
+    stat(path).is_ok()
 }
 
 /// Finds a program as execvp(3) does, and says why not before anything depends on it.

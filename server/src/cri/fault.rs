@@ -82,6 +82,7 @@ fn engine(e: &EngineError) -> Code {
         | EngineError::ContainerPhase { .. }
         | EngineError::NotRunning { .. } => Code::FailedPrecondition,
         EngineError::Spec(_) | EngineError::Device(_) | EngineError::Seccomp(_) => Code::InvalidArgument,
+        EngineError::NoAppArmorProfile(_) => Code::FailedPrecondition,
         EngineError::UnknownHandler(_) | EngineError::PodCidr(_) | EngineError::NotInPod(_) => {
             Code::InvalidArgument
         }

@@ -12,11 +12,15 @@ use futures::FutureExt as _;
 use podd_images::Image;
 use tracing::Instrument as _;
 
+use super::native::NativeError;
 use super::pods::{known, unwound};
 use super::undo::{Undo, UndoFailure};
 use super::{Act, CreateContainer, Engine, EngineError, ExecOutput, Outcome, blocking, container, exec};
 use super::{exits, now, settle};
-use crate::model::{ContainerConfig, ContainerId, ContainerMetadata, ContainerPid, MountSource, StopSignal};
+use crate::apparmor;
+use crate::model::{
+    AppArmor, ContainerConfig, ContainerId, ContainerMetadata, ContainerPid, MountSource, StopSignal,
+};
 use crate::state::phase::{ContainerEvent, ContainerPhase, Exit, PodPhase, Reason};
 use crate::state::record::{ContainerRecord, Encoded, ImageVolume, VERSION};
 use crate::state::recover::UNSEEN_EXIT;
@@ -83,6 +87,7 @@ impl Engine {
         }
         request.config.check_in(&pod.config)?;
         self.check_target(pod, &request.config)?;
+        check_apparmor(&request.config).await?;
         let image = self.local_image(&request.config.image.image)?;
         let volumes = self.image_volumes(&request.config)?;
         let id = ContainerId::random().map_err(EngineError::MakeId)?;
@@ -444,6 +449,24 @@ impl Engine {
             .resolve(name)
             .ok_or_else(|| EngineError::ImageUnknown(name.to_owned()))
     }
+}
+
+/// A profile that the request names has to be loaded.
+async fn check_apparmor(config: &ContainerConfig) -> Result<(), EngineError> {
+    let AppArmor::Localhost(name) = &config.security.apparmor else {
+        return Ok(());
+    };
+    let name = name.clone();
+    blocking("CreateContainer", move || match apparmor::is_loaded(&name) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(EngineError::NoAppArmorProfile(name)),
+        Err(source) => Err(NativeError::Kernel {
+            operation: "list the AppArmor profiles",
+            source,
+        }
+        .into()),
+    })
+    .await
 }
 
 /// How a container ended that never came to be.

@@ -87,6 +87,9 @@ pub enum EngineError {
         /// Its phase in a word.
         phase: &'static str,
     },
+    /// An AppArmor profile of the request.
+    #[error("the AppArmor profile {0:?} is not loaded on this node: load it with apparmor_parser")]
+    NoAppArmorProfile(String),
     /// A container that another one names is not in its pod.
     #[error("container {0} is not in this pod")]
     NotInPod(ContainerId),

@@ -13,6 +13,7 @@ use super::build::{ExecBases, Filters};
 use super::keeper::Keeper;
 use super::place::{self, Place};
 use super::systemd::Systemd;
+use crate::apparmor;
 use crate::config::{self, CgroupDriver, Config, Subnet, SubnetSource};
 use crate::model::{CgroupParent, ContainerId, PodId};
 use crate::spec::{HostFacts, devices};
@@ -98,8 +99,12 @@ impl Native {
         let host = move || -> Result<_, NativeError> {
             make_private(&directory)?;
             let programs = Programs::prepare(PODINIT, STAGE, &state_dir, &run_dir)?;
-            let host = HostFacts::probe(nofile).map_err(|source| NativeError::Kernel {
+            let mut host = HostFacts::probe(nofile).map_err(|source| NativeError::Kernel {
                 operation: "look at this host",
+                source,
+            })?;
+            host.apparmor = apparmor::load().map_err(|source| NativeError::Kernel {
+                operation: "load the AppArmor profile podd-default",
                 source,
             })?;
             let devices = DeviceControl::probe(DeviceRules::from_oci(&devices::usual_rules())?);

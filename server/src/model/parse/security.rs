@@ -59,13 +59,11 @@ pub(super) fn container(
 #[expect(deprecated, reason = "old kubelets send the string form")]
 fn container_apparmor(at: &At<'_>, context: &v1::LinuxContainerSecurityContext) -> Result<AppArmor, Refused> {
     let profile = apparmor(at, context.apparmor.as_ref(), &context.apparmor_profile)?;
-    match profile {
-        // Privileged lifts whatever the profile would confine, so there is nothing to miss.
-        AppArmor::Localhost(_) if !context.privileged => {
-            Err(at.field("apparmor").unsupported("a localhost AppArmor profile"))
-        }
-        other => Ok(other),
-    }
+    // Privileged lifts whatever the profile would confine, so there is nothing to miss.
+    Ok(match profile {
+        AppArmor::Localhost(_) if context.privileged => AppArmor::Unconfined,
+        other => other,
+    })
 }
 
 /// Network and ipc belong to a pod or the node, never to one container.
@@ -319,7 +317,9 @@ fn profile_type(
     }
 }
 
+/// The prefix is that of the old string; clients send it in the new field as well.
 fn apparmor_name(at: &At<'_>, name: &str) -> Result<String, Refused> {
+    let name = name.strip_prefix("localhost/").unwrap_or(name);
     if name.is_empty() || name.contains(|c: char| c.is_control()) {
         return Err(at.invalid(format!("{name:?} is not the name of an AppArmor profile")));
     }

@@ -270,7 +270,10 @@ fn profiles_are_read_in_both_forms() {
     });
     assert_eq!(field(seccomp(kind)), format!("{path}.seccomp.profile_type"));
     let localhost = context(|c| c.apparmor = profile(Localhost, "mine"));
-    assert_eq!(field(localhost), format!("{path}.apparmor?"));
+    let named = AppArmor::Localhost("mine".into());
+    assert_eq!(localhost.unwrap().security.apparmor, named);
+    let prefixed = context(|c| c.apparmor = profile(Localhost, "localhost/mine"));
+    assert_eq!(prefixed.unwrap().security.apparmor, named);
     assert!(pod_context(|c| c.apparmor = profile(Localhost, "mine")).is_ok());
 }
 
