@@ -321,13 +321,14 @@ pub fn trash() -> usize {
         .count()
 }
 
-/// Whether nftables can be counted here.
+/// What cannot be counted here, and the command that is missing for it.
 #[must_use]
-pub fn counts_nftables() -> bool {
-    Command::new("nft")
-        .arg("--version")
-        .output()
-        .is_ok_and(|o| o.status.success())
+pub fn uncounted() -> Vec<(&'static str, &'static str)> {
+    let missing = |command: &str| Command::new(command).arg("--version").output().is_err();
+    [("nftables", "nft"), ("UDP conversations", "conntrack")]
+        .into_iter()
+        .filter(|(_, command)| missing(command))
+        .collect()
 }
 
 /// Number of threads of a process.

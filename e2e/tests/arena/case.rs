@@ -79,8 +79,8 @@ impl World {
         for line in lock(&self.skipped).iter() {
             println!("skipped {line}");
         }
-        if !census::counts_nftables() {
-            println!("the census did not count nftables: nft is not installed");
+        for (what, command) in census::uncounted() {
+            println!("the census did not count {what}: {command} is not installed");
         }
     }
 

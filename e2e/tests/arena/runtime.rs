@@ -1,14 +1,17 @@
 //! Version, Status, RuntimeConfig, UpdateRuntimeConfig, and the socket itself.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use podd_e2e::podd::SOCKET;
+use podd_e2e::cri;
+use podd_e2e::podd::{RUN_DIR, SOCKET, STATE_DIR};
 use podd_proto::v1 as pb;
 
 use crate::case::{Env, cases, equal};
 
-cases!("runtime": version, status, cgroup_driver, pod_range, socket_mode);
+cases!("runtime": version, status, cgroup_driver, pod_range, socket_mode, no_other_door);
 
 fn version(env: &mut Env<'_>) -> Result<()> {
     let said = env.cri()?.version(pb::VersionRequest::default())?;
@@ -69,4 +72,56 @@ fn pod_range(env: &mut Env<'_>) -> Result<()> {
 fn socket_mode(_: &mut Env<'_>) -> Result<()> {
     let mode = std::fs::metadata(SOCKET)?.permissions().mode() & 0o777;
     equal("mode of the socket", format!("{mode:o}"), "660".to_owned())
+}
+
+/// While a pod runs: no directory that others may list or write to, no abstract socket, and nothing that listens to more
+/// than this machine.
+fn no_other_door(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("doors")?;
+    pod.started(&cri::shell("c", "sleep 1000"))?;
+    for top in [RUN_DIR, STATE_DIR] {
+        closed(Path::new(top), 5)?;
+    }
+    let sockets = fs::read_to_string("/proc/net/unix")?;
+    let open = sockets.lines().find(|line| line.contains(" @"));
+    ensure!(open.is_none(), "an abstract socket: {open:?}");
+    for (table, this_machine) in [
+        ("tcp", "0100007F:"),
+        ("tcp6", "00000000000000000000000001000000:"),
+    ] {
+        let text = fs::read_to_string(format!("/proc/net/{table}"))?;
+        for line in text.lines().skip(1) {
+            let words: Vec<_> = line.split_whitespace().collect();
+            // proc_pid_net(5): address, peer and state; 0A is LISTEN.
+            if let [_, address, _, "0A", ..] = words[..] {
+                ensure!(address.starts_with(this_machine), "{table} listens on {address}");
+            }
+        }
+    }
+    pod.remove()
+}
+
+/// Nobody but root may list or change `dir` and the directories below it, nor use a socket in them.
+fn closed(dir: &Path, levels: u32) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let mode = fs::metadata(dir)?.permissions().mode();
+    ensure!(mode & 0o066 == 0, "{} has mode {mode:o}", dir.display());
+    for entry in fs::read_dir(dir)? {
+        let (path, kind) = {
+            let entry = entry?;
+            (entry.path(), entry.file_type()?)
+        };
+        if kind.is_socket() {
+            let mode = fs::metadata(&path)?.permissions().mode();
+            ensure!(mode & 0o007 == 0, "{} has mode {mode:o}", path.display());
+        }
+        // What is in a layer and in a container's own files has the modes that these want.
+        let foreign = ["upper", "work", "layers", "shm"]
+            .iter()
+            .any(|name| path.ends_with(name));
+        if kind.is_dir() && levels > 0 && !foreign {
+            closed(&path, levels - 1)?;
+        }
+    }
+    Ok(())
 }

@@ -3,14 +3,16 @@
 use anyhow::{Result, ensure};
 use pb::security_profile::ProfileType;
 use podd_e2e::cri;
+use podd_e2e::images::{self, Dialect, Entry, Image, Layer, Packing};
 use podd_proto::v1 as pb;
+use serde_json::json;
 use tonic::Code;
 
 use crate::case::{Env, Pod, cases, contains, equal, field, refused, skip};
 
 cases!("security":
     default_capabilities, capabilities_added_and_dropped, seccomp_filter, seccomp_forbids, unconfined, no_new_privs,
-    user_and_groups, user_by_name, strict_groups, group_alone_is_refused, masked_paths, readonly_paths,
+    user_and_groups, user_by_name, strict_groups, group_alone_is_refused, huge_account_file, masked_paths, readonly_paths,
     read_only_root, privileged, privileged_needs_a_privileged_pod, open_file_limit, devices_of_a_container,
     devices_not_asked_for, device_to_read, device_when_privileged, device_of_the_terminal,
     cgroup_is_seen_as_root, nothing_of_podd_is_open, host_proc_is_not_writable, target_processes, target_must_run,
@@ -180,6 +182,25 @@ fn strict_groups(env: &mut Env<'_>) -> Result<()> {
     );
     contains("groups", groups, "77")?;
     pod.remove()
+}
+
+/// A passwd file that would fill the memory of whoever reads it whole; it packs to a few KiB.
+fn huge_account_file(env: &mut Env<'_>) -> Result<()> {
+    let name = "docker.io/bad/accounts:latest";
+    let accounts = Entry::File("etc/passwd".to_owned(), 0o644, vec![b'a'; 64 << 20]);
+    let layers = [images::base_layer()?, Layer::new(&[accounts], Packing::Gzip)?];
+    let image = Image::new(&layers, &json!({}), Dialect::Oci);
+    env.registry().push("bad/accounts", &["latest"], &image)?;
+    let cri = env.cri()?;
+    cri.pull(name)?;
+    let pod = env.pod("accounts")?;
+    let mut config = cri::shell("c", "true");
+    config.image = Some(cri::spec(name));
+    cri::security(&mut config).run_as_username = "www-data".to_owned();
+    let answer = pod.started(&config);
+    ensure!(answer.is_err(), "a passwd file of 64 MiB was read");
+    pod.remove()?;
+    Ok(cri.remove(name)?)
 }
 
 fn group_alone_is_refused(env: &mut Env<'_>) -> Result<()> {
