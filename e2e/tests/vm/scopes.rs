@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use podd_e2e::cri::{self, Cri};
 use podd_e2e::podd;
 use podd_proto::v1 as pb;
@@ -226,12 +228,18 @@ pub fn a_scope_that_no_record_knows() -> Result<()> {
     no_scopes()
 }
 
+/// Sends a signal to a process that systemd named.
+fn send(pid: &str, signal: Signal) -> Result<()> {
+    let number = pid.parse().with_context(|| format!("{pid:?} is no process id"))?;
+    kill(Pid::from_raw(number), signal).with_context(|| format!("send {signal} to {pid}"))
+}
+
 pub fn a_bus_that_hangs() -> Result<()> {
     let cri = client()?;
     let bus = told("systemctl", &["show", "--value", "-p", "MainPID", "dbus.service"])?;
-    told("kill", &["-STOP", &bus])?;
+    send(&bus, Signal::SIGSTOP)?;
     let answer = kubelet_pod(&cri, "hangs");
-    told("kill", &["-CONT", &bus])?;
+    send(&bus, Signal::SIGCONT)?;
     let error = answer.err().context("a pod was made without systemd")?;
     let error = format!("{error:#}");
     contains("code", &error, "Deadline expired")?;
@@ -259,7 +267,7 @@ pub fn podd_killed_while_a_scope_is_made() -> Result<()> {
             Ok(())
         });
         std::thread::sleep(Duration::from_millis(60 * round));
-        told("kill", &["-9", &daemon])?;
+        send(&daemon, Signal::SIGKILL)?;
         asked
             .join()
             .map_err(|_| anyhow::anyhow!("the client panicked"))??;
