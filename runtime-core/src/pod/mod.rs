@@ -1,6 +1,7 @@
 //! podd's side of podinit: the embedded programs, the nest, starting and finding a podinit, its frames, and the
 //! helpers that open volumes and make user namespaces. Blocking calls that take microseconds; who waits for answers is the caller's affair.
 
+mod helper;
 mod programs;
 mod socket;
 mod users;

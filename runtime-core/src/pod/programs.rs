@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use sys::memfd::{Use, sealed};
-use sys::spawn::{Spawn, spawn};
+
+use super::helper::Helper;
 
 /// Why the programs could not be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -127,25 +127,11 @@ fn root_only_file(path: &Path, content: &[u8]) -> io::Result<OwnedFd> {
 }
 
 fn make_nest(podinit: &OwnedFd, null: &OwnedFd, store: &CString) -> io::Result<OwnedFd> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let null = Some(null.as_fd());
-    let child = spawn(&Spawn {
-        program: podinit.as_fd(),
-        argv: &[c"podd-nest", store],
-        fds: &[null, null, null, Some(theirs.as_fd())],
-        cgroup: None,
-        new_session: true,
-    })?;
-    drop(theirs);
+    let helper = Helper::start(podinit.as_fd(), null.as_fd(), &[c"podd-nest", store])?;
     let (mut word, mut fds) = ([0u8; 16], Vec::new());
-    let received = sys::fdpass::receive(&ours, &mut word, &mut fds);
+    let received = sys::fdpass::receive(&helper.socket, &mut word, &mut fds);
     let options = rustix::process::WaitIdOptions::EXITED;
-    rustix::process::waitid(rustix::process::WaitId::PidFd(child.pidfd.as_fd()), options)?;
+    rustix::process::waitid(rustix::process::WaitId::PidFd(helper.pidfd.as_fd()), options)?;
     received?;
     fds.pop()
         .ok_or_else(|| io::Error::other("the helper ended before it had made the namespace"))

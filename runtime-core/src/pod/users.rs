@@ -10,12 +10,11 @@ use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen, open_tree,
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use sys::mount::{Change, set_attributes};
-use sys::spawn::{Spawn, spawn};
 
 use super::Programs;
+use super::helper::Helper;
 
 /// A range of ids that begins with 0 in the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,35 +53,21 @@ pub enum ProbeError {
 /// # Errors
 /// The kernel refuses the namespace, or ids that podd does not have itself.
 pub fn user_namespace(programs: &Programs, users: IdRange, groups: IdRange) -> io::Result<OwnedFd> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let null = Some(programs.null());
-    let child = spawn(&Spawn {
-        program: programs.podinit(),
-        argv: &[c"podd-users"],
-        fds: &[null, null, null, Some(theirs.as_fd())],
-        cgroup: None,
-        new_session: true,
-    })?;
-    drop(theirs);
-    let mapped = map(&ours, child.pid, users, groups);
-    let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
-    waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+    let helper = Helper::start(programs.podinit(), programs.null(), &[c"podd-users"])?;
+    let mapped = map(&helper, users, groups);
+    let _ = pidfd_send_signal(&helper.pidfd, Signal::KILL);
+    waitid(WaitId::PidFd(helper.pidfd.as_fd()), WaitIdOptions::EXITED)?;
     mapped
 }
 
-fn map(helper: &OwnedFd, pid: u32, users: IdRange, groups: IdRange) -> io::Result<OwnedFd> {
+fn map(helper: &Helper, users: IdRange, groups: IdRange) -> io::Result<OwnedFd> {
     let (mut word, mut fds) = ([0u8; 16], Vec::new());
-    sys::fdpass::receive(helper, &mut word, &mut fds)?;
+    sys::fdpass::receive(&helper.socket, &mut word, &mut fds)?;
     let refused = || io::Error::other("the kernel refused the namespace");
     let namespace = fds.pop().ok_or_else(refused)?;
     for (file, range) in [("uid_map", users), ("gid_map", groups)] {
         let line = format!("0 {} {}", range.host, range.length);
-        std::fs::write(format!("/proc/{pid}/{file}"), line)?;
+        std::fs::write(format!("/proc/{}/{file}", helper.pid), line)?;
     }
     Ok(namespace)
 }

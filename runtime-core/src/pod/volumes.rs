@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use podinit::volume::{CREATE, MAX_REQUEST, RECURSIVE, REPLY};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
-use sys::spawn::{Spawn, spawn};
 
 use super::Programs;
+use super::helper::Helper;
 use crate::plan::{FileKind, mount_flag};
 
 /// Why a volume could not be opened.
@@ -65,8 +64,7 @@ pub struct OpenVolume {
 /// The helper process; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Volumes {
-    socket: OwnedFd,
-    pidfd: OwnedFd,
+    helper: Helper,
     deadline: Duration,
 }
 
@@ -76,28 +74,9 @@ impl Volumes {
     /// # Errors
     /// The kernel refuses another process.
     pub fn start(programs: &Programs, deadline: Duration) -> Result<Self, VolumeError> {
-        let start = || -> io::Result<Self> {
-            let (socket, theirs) = socketpair(
-                AddressFamily::UNIX,
-                SocketType::SEQPACKET,
-                SocketFlags::CLOEXEC,
-                None,
-            )?;
-            let null = Some(programs.null());
-            let child = spawn(&Spawn {
-                program: programs.podinit(),
-                argv: &[c"podd-volumes"],
-                fds: &[null, null, null, Some(theirs.as_fd())],
-                cgroup: None,
-                new_session: true,
-            })?;
-            Ok(Self {
-                socket,
-                pidfd: child.pidfd,
-                deadline,
-            })
-        };
-        start().map_err(VolumeError::Helper)
+        let helper = Helper::start(programs.podinit(), programs.null(), &[c"podd-volumes"])
+            .map_err(VolumeError::Helper)?;
+        Ok(Self { helper, deadline })
     }
 
     /// Opens one path: with the mounts below it when `recursive`, created as a directory when it is missing.
@@ -116,8 +95,8 @@ impl Volumes {
         if request.len() > MAX_REQUEST {
             return Err(refused(io::ErrorKind::InvalidFilename.into()));
         }
-        let helper = |errno: sys::Errno| VolumeError::Helper(errno.into());
-        sys::fdpass::send(&self.socket, &request, &[]).map_err(helper)?;
+        let failed = |errno: sys::Errno| VolumeError::Helper(errno.into());
+        sys::fdpass::send(&self.helper.socket, &request, &[]).map_err(failed)?;
         if !self.readable().map_err(VolumeError::Helper)? {
             return Err(VolumeError::Hangs {
                 path: path.to_owned(),
@@ -125,7 +104,7 @@ impl Volumes {
             });
         }
         let (mut reply, mut fds) = ([0u8; REPLY], Vec::new());
-        let n = sys::fdpass::receive(&self.socket, &mut reply, &mut fds).map_err(helper)?;
+        let n = sys::fdpass::receive(&self.helper.socket, &mut reply, &mut fds).map_err(failed)?;
         let word = |at: usize| u32::from_le_bytes([reply[at], reply[at + 1], reply[at + 2], reply[at + 3]]);
         match (n, word(0), fds.pop()) {
             (REPLY, 0, Some(mount)) => {
@@ -149,7 +128,10 @@ impl Volumes {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout)) {
+            match poll(
+                &mut [PollFd::new(&self.helper.socket, PollFlags::IN)],
+                Some(&timeout),
+            ) {
                 Err(sys::Errno::INTR) => {}
                 Ok(ready) => return Ok(ready > 0),
                 Err(errno) => return Err(errno.into()),
@@ -207,15 +189,18 @@ impl MountLine {
 impl Drop for Volumes {
     /// Ends the helper. One that hangs in the kernel is left to a thread that waits for it.
     fn drop(&mut self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = pidfd_send_signal(&self.helper.pidfd, Signal::KILL);
         let ended = |pidfd: &OwnedFd, options| waitid(WaitId::PidFd(pidfd.as_fd()), options);
         let timeout = Timespec {
             tv_sec: 1,
             tv_nsec: 0,
         };
-        let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&timeout));
-        if let Ok(None) = ended(&self.pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
-            && let Ok(pidfd) = self.pidfd.try_clone()
+        let _ = poll(
+            &mut [PollFd::new(&self.helper.pidfd, PollFlags::IN)],
+            Some(&timeout),
+        );
+        if let Ok(None) = ended(&self.helper.pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+            && let Ok(pidfd) = self.helper.pidfd.try_clone()
         {
             std::thread::spawn(move || ended(&pidfd, WaitIdOptions::EXITED).map(drop));
         }

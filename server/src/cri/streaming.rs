@@ -18,13 +18,7 @@ pub fn exec(
 ) -> Result<v1::ExecResponse, Fault> {
     Span::current().record("container", &request.container_id);
     check_command(&request.cmd)?;
-    let wanted = Wanted {
-        stdin: request.stdin,
-        stdout: request.stdout,
-        stderr: request.stderr,
-        terminal: request.tty,
-    };
-    check_streams(wanted)?;
+    let wanted = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
     let container = engine.running(&request.container_id)?;
     let url = streaming.url(Request::Exec {
         container: container.record.id,
@@ -41,13 +35,7 @@ pub fn attach(
     request: &v1::AttachRequest,
 ) -> Result<v1::AttachResponse, Fault> {
     Span::current().record("container", &request.container_id);
-    let wanted = Wanted {
-        stdin: request.stdin,
-        stdout: request.stdout,
-        stderr: request.stderr,
-        terminal: request.tty,
-    };
-    check_streams(wanted)?;
+    let wanted = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
     let container = engine.running(&request.container_id)?;
     let url = streaming.url(Request::Attach {
         container: container.record.id,
@@ -72,18 +60,24 @@ pub fn port_forward(
     Ok(v1::PortForwardResponse { url })
 }
 
-fn check_streams(wanted: Wanted) -> Result<(), Fault> {
-    if wanted.terminal && wanted.stderr {
+/// The streams that a session has, as Exec and Attach ask for them.
+fn streams(stdin: bool, stdout: bool, stderr: bool, terminal: bool) -> Result<Wanted, Fault> {
+    if terminal && stderr {
         return Err(Fault::invalid(
             "stderr",
             "must be false with tty: a terminal has one output",
         ));
     }
-    if !(wanted.stdin || wanted.stdout || wanted.stderr) {
+    if !(stdin || stdout || stderr) {
         return Err(Fault::invalid(
             "stdin",
             "at least one of stdin, stdout and stderr must be true",
         ));
     }
-    Ok(())
+    Ok(Wanted {
+        stdin,
+        stdout,
+        stderr,
+        terminal,
+    })
 }
