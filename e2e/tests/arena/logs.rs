@@ -9,7 +9,7 @@ use podd_proto::v1 as pb;
 use crate::case::{Env, LogLine, cases, equal, eventually, log_lines, parse_log};
 
 cases!("logs":
-    streams_and_order, long_lines_are_split, line_without_end, binary_content, reopen, reopen_of_exited_is_refused,
+    streams_and_order, long_lines_are_split, line_without_end, binary_content, reopen, rotations_under_load, reopen_of_exited_is_refused,
     no_log_path, log_goes_on_without_the_directory_entry, mode_is_private, terminal);
 
 fn streams_and_order(env: &mut Env<'_>) -> Result<()> {
@@ -113,6 +113,43 @@ fn reopen(env: &mut Env<'_>) -> Result<()> {
         found.len(),
         found.is_sorted()
     );
+    pod.remove()
+}
+
+/// A hundred rotations of a log that is being written as fast as its container can: every line is there, once, in
+/// order and whole.
+fn rotations_under_load(env: &mut Env<'_>) -> Result<()> {
+    const ROTATIONS: usize = 100;
+    let (cri, pod) = (env.cri()?, env.pod("load")?);
+    let config = cri::shell("c", "exec seq 1 1000000000");
+    let id = pod.started(&config)?;
+    let path = cri::log_path(&pod.config, &config);
+    let part = |at: usize| path.with_extension(at.to_string());
+    for at in 0..ROTATIONS {
+        eventually("output", 5, || Ok(fs::metadata(&path).is_ok_and(|m| m.len() > 0)))?;
+        fs::rename(&path, part(at))?;
+        cri.reopen_container_log(pb::ReopenContainerLogRequest {
+            container_id: id.clone(),
+        })?;
+    }
+    cri.stop(&id, 0)?;
+    let mut whole = Vec::new();
+    for at in 0..ROTATIONS {
+        whole.append(&mut fs::read(part(at))?);
+    }
+    whole.append(&mut fs::read(&path)?);
+    let lines = parse_log(std::str::from_utf8(&whole)?)?;
+    ensure!(lines.len() > ROTATIONS, "{} lines in all", lines.len());
+    // The process was killed: its last write may have ended inside a line.
+    for (number, line) in lines[..lines.len() - 1].iter().enumerate() {
+        ensure!(
+            !line.partial && line.content == (number + 1).to_string(),
+            "line {} of {} is {:?}",
+            number + 1,
+            lines.len(),
+            line.content
+        );
+    }
     pod.remove()
 }
 

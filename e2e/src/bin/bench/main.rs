@@ -4,6 +4,7 @@
 //! host. Keys and units are fixed, so that runs can be compared: milliseconds, seconds, KiB.
 
 mod density;
+mod logs;
 mod measure;
 mod processes;
 mod target;
@@ -68,6 +69,9 @@ pub struct Options {
     /// Mounts of the host that have nothing to do with pods.
     #[arg(long, default_value_t = 0)]
     mounts: usize,
+    /// MiB of output whose way into the log is measured, for each length of a line; 0 leaves it out.
+    #[arg(long, default_value_t = 64)]
+    logs: usize,
     /// Execs in one container.
     #[arg(long, default_value_t = 50)]
     execs: usize,

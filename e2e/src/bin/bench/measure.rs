@@ -43,6 +43,9 @@ pub fn all(target: &Target, options: &Options, big: Option<&str>) -> Result<Valu
     if options.density > 0 {
         bench.density(&mut out)?;
     }
+    if options.logs > 0 {
+        out.insert("logs".to_owned(), bench.logs()?);
+    }
     if options.sustained > 0 {
         out.insert("sustained".to_owned(), bench.sustained()?);
     }
@@ -134,14 +137,19 @@ pub fn float(count: usize) -> f64 {
 }
 
 impl Bench<'_> {
-    fn up(&self, name: &str) -> Result<Up> {
-        let mut pod_config = cri::pod_config(name);
-        pod_config.labels.insert("app".to_owned(), "bench".to_owned());
+    pub fn pod_config(&self, name: &str) -> pb::PodSandboxConfig {
+        let mut config = cri::pod_config(name);
+        config.labels.insert("app".to_owned(), "bench".to_owned());
         // Nothing but the parent: the runtime's own defaults are measured, a shared process namespace among them.
-        pod_config.linux = Some(pb::LinuxPodSandboxConfig {
+        config.linux = Some(pb::LinuxPodSandboxConfig {
             cgroup_parent: self.target.cgroup_parent.clone(),
             ..Default::default()
         });
+        config
+    }
+
+    fn up(&self, name: &str) -> Result<Up> {
+        let pod_config = self.pod_config(name);
         fs::create_dir_all(&pod_config.log_directory)?;
         let mut config = cri::command("c", &["sleep", "100000"]);
         config.image = Some(cri::spec(&self.options.image));
