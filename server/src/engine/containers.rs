@@ -39,13 +39,14 @@ impl Engine {
     /// store, or the host refused something: then nothing is left of the container, or an
     /// [`EngineError::Unwound`] says what is.
     pub async fn create_container(self: &Arc<Self>, request: CreateContainer) -> Outcome<ContainerId> {
-        let pod = self.find_pod(&request.pod)?.record.id;
+        let found = self.find_pod(&request.pod)?;
+        let pod = found.record.id;
         let name = request.config.metadata.clone();
         let fingerprint = request.fingerprint;
         let engine = Arc::clone(self);
         let shown = shown(&name);
         let body = async move {
-            let _shared = engine.locks.pod_shared(pod).await;
+            let _shared = found.lock.shared().await;
             let pod = engine
                 .snapshot()
                 .pod(&pod)
@@ -173,9 +174,6 @@ impl Engine {
             change.map(drop).map_err(|e| EngineError::of_container(id, e))
         })
         .await;
-        if clean {
-            self.locks.forget_container(&id);
-        }
         unwound(e, undo, forgotten.err())
     }
 
@@ -197,9 +195,8 @@ impl Engine {
             .container(&id)
             .cloned()
             .ok_or(EngineError::ContainerGone(id))?;
-        let _shared = self.locks.pod_shared(found.record.pod).await;
-        let lock = self.locks.container(id);
-        let _serial = lock.serial.lock().await;
+        let _shared = self.share_pod(&found).await;
+        let _serial = found.lock.serial.lock().await;
         let found = self
             .snapshot()
             .container(&id)
@@ -257,7 +254,7 @@ impl Engine {
         let id = found.record.id;
         // Who waits at the gate runs no handler: only SIGKILL ends it.
         if matches!(found.record.phase, ContainerPhase::Running { .. }) && !grace.is_zero() {
-            if self.locks.container(id).first_to_ask() {
+            if found.lock.first_to_ask() {
                 container::signal(self, found, found.record.stop_signal).await?;
             }
             if tokio::time::timeout(grace, self.state.wait_exited(&id))
@@ -313,25 +310,23 @@ impl Engine {
         };
         let (engine, id) = (Arc::clone(self), found.record.id);
         self.act(Act::Remove(id), async move {
-            let _shared = engine.locks.pod_shared(found.record.pod).await;
+            let _shared = engine.share_pod(&found).await;
             engine.kill_container(&found).await?;
-            engine.delete_container(id).await
+            engine.delete_container(&found).await
         })
         .await
     }
 
     /// Deletes what is left of a container that is over; the caller holds the pod's lock.
-    pub(super) async fn delete_container(self: &Arc<Self>, id: ContainerId) -> Result<(), EngineError> {
-        let lock = self.locks.container(id);
-        let _serial = lock.serial.lock().await;
+    pub(super) async fn delete_container(self: &Arc<Self>, known: &Container) -> Result<(), EngineError> {
+        let id = known.record.id;
+        let _serial = known.lock.serial.lock().await;
         let Some(found) = self.snapshot().container(&id).cloned() else {
             return Ok(());
         };
         container::remove(self, &found).await?;
         let state = Arc::clone(&self.state);
-        blocking("RemoveContainer", move || state.remove_container(&id)).await?;
-        self.locks.forget_container(&id);
-        Ok(())
+        blocking("RemoveContainer", move || state.remove_container(&id)).await
     }
 
     /// Makes podinit open the container's log file anew, after the kubelet has rotated it.
@@ -382,10 +377,12 @@ impl Engine {
     pub fn report_exit(self: &Arc<Self>, id: ContainerId, exit: Exit) {
         let engine = Arc::clone(self);
         tokio::spawn(async move {
-            let lock = engine.locks.container(id);
-            let _serial = lock.serial.lock().await;
+            // Removed meanwhile: nobody is left to be told.
+            let Some(found) = engine.snapshot().container(&id).cloned() else {
+                return;
+            };
+            let _serial = found.lock.serial.lock().await;
             match engine.apply(id, ContainerEvent::Exited(exit)).await {
-                // Removed meanwhile: nobody is left to be told.
                 Ok(()) | Err(EngineError::ContainerGone(_)) => {}
                 Err(e) => {
                     let e: &(dyn std::error::Error + 'static) = &e;
@@ -536,6 +533,7 @@ fn new_container(
     Container {
         record,
         config: Arc::new(config),
+        lock: Arc::default(),
     }
 }
 

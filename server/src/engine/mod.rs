@@ -13,7 +13,6 @@ pub mod exec;
 mod exits;
 pub mod inflight;
 mod keeper;
-pub mod locks;
 pub mod native;
 mod native_error;
 pub mod place;
@@ -36,7 +35,6 @@ use podd_netplug::Subnet;
 
 pub use error::EngineError;
 use inflight::{Fingerprint, Inflight, JoinError};
-use locks::Locks;
 use native::Native;
 
 use crate::config::Config;
@@ -142,7 +140,6 @@ pub struct Engine {
     pub images: Images,
     /// The host: podinit connections, cgroups, network.
     pub native: Native,
-    pub(super) locks: Locks,
     pub(super) running_pods: Inflight<PodMetadata, PodId, EngineError>,
     pub(super) running_containers: Inflight<(PodId, ContainerMetadata), ContainerId, EngineError>,
     pub(super) acts: Inflight<Act, (), EngineError>,
@@ -168,7 +165,6 @@ impl Engine {
             state,
             images,
             native,
-            locks: Locks::default(),
             running_pods: Inflight::default(),
             running_containers: Inflight::default(),
             acts: Inflight::default(),

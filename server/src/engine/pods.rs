@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
+use tokio::sync::OwnedRwLockReadGuard;
 
 use super::place::Place;
 use super::undo::{Undo, UndoFailure};
@@ -13,7 +14,7 @@ use super::{Act, Engine, EngineError, Outcome, RunPod, blocking, now, pod, settl
 use crate::model::{PodId, PodMetadata};
 use crate::state::phase::{PodEvent, PodPhase};
 use crate::state::record::{Encoded, PodRecord, VERSION};
-use crate::state::store::Pod;
+use crate::state::store::{Container, Pod};
 
 impl Engine {
     /// Makes a pod and returns its id once containers can be created in it.
@@ -56,10 +57,11 @@ impl Engine {
         let id = PodId::random().map_err(EngineError::MakeId)?;
         let place = self.native.place(&id, request.config.cgroup_parent.as_ref())?;
         let new = self.new_pod(id, request, fingerprint, &place);
+        let lock = Arc::clone(&new.lock);
         let state = Arc::clone(&self.state);
         blocking("RunPodSandbox", move || state.insert_pod(new)).await?;
 
-        let _alone = self.locks.pod_alone(id).await;
+        let _alone = lock.alone().await;
         let mut undo = Undo::new();
         let made = AssertUnwindSafe(self.start_pod(id, &mut undo))
             .catch_unwind()
@@ -99,6 +101,7 @@ impl Engine {
         Pod {
             record,
             config: Arc::new(request.config),
+            lock: Arc::default(),
         }
     }
 
@@ -138,9 +141,6 @@ impl Engine {
             change.map(drop).map_err(|e| EngineError::of_pod(id, e))
         })
         .await;
-        if clean {
-            self.locks.forget_pod(&id);
-        }
         unwound(e, undo, forgotten.err())
     }
 
@@ -155,7 +155,7 @@ impl Engine {
         };
         let (engine, id) = (Arc::clone(self), pod.record.id);
         self.act(Act::StopPod(id), async move {
-            let _alone = engine.locks.pod_alone(id).await;
+            let _alone = pod.lock.alone().await;
             engine.stop_pod_alone(id).await
         })
         .await
@@ -198,25 +198,35 @@ impl Engine {
             return Ok(());
         };
         let (engine, id) = (Arc::clone(self), pod.record.id);
-        self.act(Act::RemovePod(id), async move { engine.remove_pod_now(id).await })
-            .await
+        self.act(
+            Act::RemovePod(id),
+            async move { engine.remove_pod_now(&pod).await },
+        )
+        .await
     }
 
     /// Removes a pod of which recovery knows that nobody can be using it, or that a client asked to remove.
-    pub(super) async fn remove_pod_now(self: &Arc<Self>, id: PodId) -> Result<(), EngineError> {
-        let _alone = self.locks.pod_alone(id).await;
+    pub(super) async fn remove_pod_now(self: &Arc<Self>, pod: &Pod) -> Result<(), EngineError> {
+        let id = pod.record.id;
+        let _alone = pod.lock.alone().await;
         self.stop_pod_alone(id).await?;
         for container in self.snapshot().containers_of(&id) {
-            self.delete_container(container.record.id).await?;
+            self.delete_container(container).await?;
         }
         let Some(pod) = self.snapshot().pod(&id).cloned() else {
             return Ok(());
         };
         pod::remove(self, &pod).await?;
         let state = Arc::clone(&self.state);
-        blocking("RemovePodSandbox", move || state.remove_pod(&id)).await?;
-        self.locks.forget_pod(&id);
-        Ok(())
+        blocking("RemovePodSandbox", move || state.remove_pod(&id)).await
+    }
+
+    /// Waits until nothing excludes operations on the containers of a container's pod. A pod that is gone excludes
+    /// none.
+    pub(super) async fn share_pod(&self, of: &Container) -> OwnedRwLockReadGuard<()> {
+        let pod = self.snapshot().pod(&of.record.pod).cloned();
+        let lock = pod.map_or_else(Arc::default, |pod| Arc::clone(&pod.lock));
+        lock.shared().await
     }
 
     /// Called by `native` when a pod's podinit died: the pod is not ready, and what is left of it is ended.
@@ -224,7 +234,10 @@ impl Engine {
         let engine = Arc::clone(self);
         tokio::spawn(async move {
             tracing::warn!(pod = %id, "podinit of the pod died: the pod is no longer ready");
-            let _alone = engine.locks.pod_alone(id).await;
+            let Some(pod) = engine.snapshot().pod(&id).cloned() else {
+                return;
+            };
+            let _alone = pod.lock.alone().await;
             if let Err(e) = engine.stop_pod_alone(id).await {
                 let e: &(dyn std::error::Error + 'static) = &e;
                 tracing::error!(pod = %id, error = e, "cannot end what is left of the pod");

@@ -67,7 +67,10 @@ impl Engine {
             self.report_pod_lost(id);
         }
         for id in &found.half_made_pods {
-            if let Err(e) = self.remove_pod_now(*id).await {
+            let Some(pod) = self.snapshot().pod(id).cloned() else {
+                continue;
+            };
+            if let Err(e) = self.remove_pod_now(&pod).await {
                 tell(&e, "cannot take back a pod that was being made", *id);
             }
         }
@@ -146,9 +149,11 @@ impl Engine {
         id: ContainerId,
         task: Option<&TaskState>,
     ) -> Result<(), EngineError> {
+        let Some(known) = self.snapshot().container(&id).cloned() else {
+            return Ok(());
+        };
         // podinit may report an exit by itself meanwhile, which waits for this lock too.
-        let lock = self.locks.container(id);
-        let _serial = lock.serial.lock().await;
+        let _serial = known.lock.serial.lock().await;
         let Some(container) = self.snapshot().container(&id).cloned() else {
             return Ok(());
         };
@@ -187,7 +192,7 @@ impl Engine {
         };
         let done = async {
             super::container::take_back(self, &container).await?;
-            self.delete_container(id).await
+            self.delete_container(&container).await
         };
         if let Err(e) = done.await {
             let e: &(dyn std::error::Error + 'static) = &e;

@@ -40,9 +40,8 @@ impl Engine {
         change: Resources,
     ) -> Result<(), EngineError> {
         let id = found.record.id;
-        let _shared = self.locks.pod_shared(found.record.pod).await;
-        let lock = self.locks.container(id);
-        let _serial = lock.serial.lock().await;
+        let _shared = self.share_pod(found).await;
+        let _serial = found.lock.serial.lock().await;
         let Some(found) = self.snapshot().container(&id).cloned() else {
             return Err(EngineError::ContainerGone(id));
         };
@@ -102,12 +101,12 @@ impl Engine {
     /// # Errors
     /// As for [`Engine::update_container`].
     pub async fn update_pod(self: &Arc<Self>, id: &str, change: PodResources) -> Outcome<()> {
-        let id = self.find_pod(id)?.record.id;
+        let pod = self.find_pod(id)?;
+        let id = pod.record.id;
         let engine = Arc::clone(self);
         let work = async move {
-            let _shared = engine.locks.pod_shared(id).await;
-            let serial = engine.locks.pod_resources(id);
-            let _serial = serial.lock().await;
+            let _shared = pod.lock.shared().await;
+            let _serial = pod.lock.resources.lock().await;
             let engine = Arc::clone(&engine);
             blocking("UpdatePodSandboxResources", move || {
                 engine.change_pod(id, &change)

@@ -3,6 +3,7 @@
 //! Owns the order of the two and that changes of one object happen one after the other. Knows no kernel and no
 //! CRI. Methods that write block for the length of a small file write: call them from a blocking thread.
 
+pub mod locks;
 pub mod phase;
 pub mod record;
 pub mod recover;

@@ -153,7 +153,11 @@ fn is_void(creating: bool, leftover: bool) -> bool {
 fn read_pod(state: &State, decode: Decode, name: &str) -> Result<Pod, String> {
     let record = state.records().load_pod(name).map_err(|e| e.to_string())?;
     let config = Arc::new((decode.pod)(&record.request.0)?);
-    Ok(Pod { record, config })
+    Ok(Pod {
+        record,
+        config,
+        lock: Arc::default(),
+    })
 }
 
 fn read_container(state: &State, decode: Decode, pod: &PodId, name: &str) -> Result<Container, String> {
@@ -162,7 +166,11 @@ fn read_container(state: &State, decode: Decode, pod: &PodId, name: &str) -> Res
         .load_container(pod, name)
         .map_err(|e| e.to_string())?;
     let config = Arc::new((decode.container)(&record.request.0)?);
-    Ok(Container { record, config })
+    Ok(Container {
+        record,
+        config,
+        lock: Arc::default(),
+    })
 }
 
 /// What is left of a pod after a reboot.

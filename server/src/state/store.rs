@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
+use super::locks::{ContainerLock, PodLock};
 use super::phase::{ContainerPhase, PodPhase};
 use super::record::{ContainerRecord, PodRecord, PodResources};
 use crate::model::{
@@ -22,6 +23,8 @@ pub struct Pod {
     pub record: PodRecord,
     /// What was asked for, checked.
     pub config: Arc<PodConfig>,
+    /// What operations on it share; the same in every version of it.
+    pub lock: Arc<PodLock>,
 }
 
 impl Pod {
@@ -48,6 +51,8 @@ pub struct Container {
     pub record: ContainerRecord,
     /// What was asked for, checked.
     pub config: Arc<ContainerConfig>,
+    /// What operations on it share; the same in every version of it.
+    pub lock: Arc<ContainerLock>,
 }
 
 impl Container {

@@ -58,6 +58,7 @@ pub(crate) fn pod(name: &str, attempt: u32) -> Pod {
     Pod {
         record,
         config: Arc::new(config),
+        lock: Arc::default(),
     }
 }
 
@@ -109,6 +110,7 @@ pub(crate) fn container(pod: &Pod, name: &str) -> Container {
     Container {
         record,
         config: Arc::new(config),
+        lock: Arc::default(),
     }
 }
 
