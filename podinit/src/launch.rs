@@ -158,9 +158,14 @@ impl Keeper {
         slots.extend(fds.mounts.iter().map(|fd| Some(fd.as_fd())));
         debug_assert_eq!(slots.len() - fds.mounts.len(), slot::FIRST_MOUNT as usize);
         let program = fds.stage.as_ref().ok_or(Errno::INVAL)?.as_fd();
+        // What process lists show: a stage is something else in a moment, but the one of a pod may stay as its pid 1.
+        let name = match kind {
+            TaskKind::Pod => c"podd-pod",
+            TaskKind::Container | TaskKind::Exec => c"stage",
+        };
         spawn(&Spawn {
             program,
-            argv: &[c"stage"],
+            argv: &[name],
             fds: &slots,
             cgroup: None,
             new_session: false,

@@ -1,11 +1,13 @@
 //! `make bench`: how long, how many, how much memory. Prints one JSON object.
 //!
-//! The same work for any runtime that speaks CRI: `--socket` measures another one beside podd, in the arena or on a
-//! host. Keys and units are fixed, so that runs can be compared: milliseconds, seconds, KiB.
+//! podd first, then containerd with crun and with runc where they are installed: the same work, in the same arena and
+//! the same run, so that their ratios mean something. `--socket` measures a runtime that runs already. Keys and units
+//! are fixed, so that runs can be compared: milliseconds, seconds, KiB.
 
 mod density;
 mod logs;
 mod measure;
+mod peer;
 mod processes;
 mod target;
 
@@ -22,8 +24,9 @@ use nix::sys::signal::Signal;
 use podd_e2e::cri::Cri;
 use podd_e2e::fixture::Fixture;
 use podd_e2e::{arena, images, podd};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use peer::Containerd;
 use processes::Processes;
 use target::Target;
 
@@ -40,8 +43,11 @@ pub struct Options {
     #[arg(long, default_value = "podd serve")]
     daemon: String,
     /// What it keeps running for pods: words of their command lines, separated by `|`.
-    #[arg(long, default_value = "podinit")]
+    #[arg(long, default_value = "podinit|podd-pod")]
     procs: String,
+    /// Leave containerd out, although it is installed.
+    #[arg(long)]
+    no_peer: bool,
     /// Image of the pods.
     #[arg(long, default_value = podd::IMAGE)]
     image: String,
@@ -60,10 +66,10 @@ pub struct Options {
     /// Pods alive at once for the memory figures.
     #[arg(long, default_value_t = 50)]
     density: usize,
-    /// Pods alive at once for lists and restarts; fewer than `--density` leaves it out.
+    /// Pods alive at once for lists and restarts, of podd alone; fewer than `--density` leaves it out.
     #[arg(long, default_value_t = 0)]
     alive: usize,
-    /// Seconds of pods up and down without a pause.
+    /// Seconds of pods up and down without a pause, of podd alone.
     #[arg(long, default_value_t = 0)]
     sustained: u64,
     /// Mounts of the host that have nothing to do with pods.
@@ -110,12 +116,12 @@ fn run() -> Result<i32> {
     if !arena::inside() {
         return arena::enter(&std::env::args_os().skip(1).collect::<Vec<OsString>>(), true);
     }
-    println!("{:#}", podd_in_arena(&options)?);
+    println!("{:#}", side_by_side(&options)?);
     Ok(0)
 }
 
-/// podd in this arena, and where its figures come from.
-fn podd_in_arena(options: &Options) -> Result<Value> {
+/// podd and its peers, one after the other in this arena, and the peers' figures as multiples of podd's.
+fn side_by_side(options: &Options) -> Result<Value> {
     other_mounts(options.mounts)?;
     let fixture = Arc::new(Mutex::new(Fixture::start(true)?));
     let big = (options.big > 0).then_some(BIG);
@@ -123,9 +129,35 @@ fn podd_in_arena(options: &Options) -> Result<Value> {
         let image = images::big(options.big)?;
         lock(&fixture).registry.push("bench/big", &["8x"], &image)?;
     }
-    let mut report = measure::all(&podd_target(&fixture)?, options, big)?;
-    report["machine"] = machine(options);
-    Ok(report)
+    let podd = measure::all(&podd_target(&fixture)?, options, big).context("measure podd")?;
+    let mut report = Map::new();
+    report.insert("machine".to_owned(), machine(options));
+    report.insert("podd".to_owned(), podd.clone());
+    let peer = if options.no_peer {
+        Err("--no-peer".to_owned())
+    } else {
+        lock(&fixture).discard();
+        Containerd::start(&mut lock(&fixture).registry)?
+    };
+    let alone = Options {
+        alive: 0,
+        sustained: 0,
+        ..options.clone()
+    };
+    match peer {
+        Err(missing) => _ = report.insert("peer".to_owned(), json!(missing)),
+        Ok(containerd) => {
+            for target in containerd.targets()? {
+                // A machine may not let a peer do what it needs, for want of a right or a controller.
+                let said = match measure::all(&target, &alone, big) {
+                    Ok(found) => json!({"figures": found, "podd_is_better_by": ratios(&podd, &found)}),
+                    Err(error) => json!(format!("cannot be measured here: {error:#}")),
+                };
+                report.insert(target.name, said);
+            }
+        }
+    }
+    Ok(Value::Object(report))
 }
 
 fn podd_target(fixture: &Arc<Mutex<Fixture>>) -> Result<Target> {
@@ -171,4 +203,25 @@ fn other_mounts(count: usize) -> Result<()> {
             .with_context(|| format!("mount {} on itself", dir.display()))?;
     }
     Ok(())
+}
+
+/// How many times better podd is in each figure of the targets: less time, less memory, more pods.
+fn ratios(podd: &Value, peer: &Value) -> Value {
+    let better = |path: &str, more: bool| {
+        let (own, other) = (podd.pointer(path)?.as_f64()?, peer.pointer(path)?.as_f64()?);
+        let ratio = if more { own / other } else { other / own };
+        ratio.is_finite().then(|| measure::rounded(ratio))
+    };
+    json!({
+        "pod_ready": better("/serial/pod_ready/median", false),
+        "teardown": better("/serial/teardown/median", false),
+        "teardown_to_zero": better("/serial/teardown_to_zero/median", false),
+        "pods_up_per_s": better("/storm/up_per_s", true),
+        "pods_down_per_s": better("/storm/down_per_s", true),
+        "exec_sync": better("/exec_sync/median", false),
+        "per_pod_pss": better("/density/per_pod_pss_kib", false),
+        "daemon_rss": better("/density/memory/daemon_rss", false),
+        "list_container_stats": better("/list/stats_ms/median", false),
+        "pull_big": better("/pull_big_ms/median", false),
+    })
 }
