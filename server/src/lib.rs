@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod cri;
 pub mod engine;
+mod http;
 pub mod model;
 pub mod serve;
 pub mod spec;

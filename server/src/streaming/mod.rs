@@ -11,7 +11,6 @@
 //!
 //! Owns the listener, the tokens and every byte between a client and a process. Knows no message of the CRI.
 
-mod http;
 mod portforward;
 mod remote;
 mod session;
@@ -27,28 +26,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
 use crate::config;
 use crate::engine::Engine;
 use crate::engine::session::Wanted;
+use crate::http::{self, Answer, Head};
 use crate::model::{ContainerId, PodId};
-use http::{Head, Refusal};
 use stream::Idle;
 use tokens::Tokens;
 
 pub use tokens::TokenError;
 
-/// How long a client may take to send its request.
-const HEAD: Duration = Duration::from_secs(10);
-
 /// Most connections that have not shown a token yet. Anybody on the node may connect, and none of them may take the
 /// files that podd needs.
 const STRANGERS: usize = 256;
-
-/// How long to wait when the kernel has no more files for connections.
-const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// What a token stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +133,12 @@ impl Streaming {
         }
     }
 
+    /// Whether clients are still accepted.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        !self.accepting.is_finished()
+    }
+
     /// An absolute URL for a request, good for one use within a minute.
     ///
     /// # Errors
@@ -166,37 +165,17 @@ struct Server {
 
 impl Server {
     async fn accept(self, listener: TcpListener) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
-        loop {
-            let Ok(place) = Arc::clone(&strangers).acquire_owned().await else {
-                return;
-            };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let server = self.clone();
-                    tokio::spawn(async move { server.serve(stream, place).await });
-                }
-                Err(e) => {
-                    tracing::warn!(error = %e, "cannot accept a streaming client");
-                    tokio::time::sleep(EXHAUSTED).await;
-                }
-            }
-        }
+        http::accept(listener, STRANGERS, |stream, place| {
+            let server = self.clone();
+            async move { server.serve(stream, place).await }
+        })
+        .await;
     }
 
     /// Serves one connection; `stranger` is its place among those without a token.
     async fn serve(&self, mut stream: TcpStream, stranger: OwnedSemaphorePermit) {
-        let _ = stream.set_nodelay(true);
-        let read = tokio::time::timeout(HEAD, Head::read(&mut stream)).await;
-        let (head, rest) = match read {
-            Ok(Ok(read)) => read,
-            Ok(Err(e)) if e.kind() == io::ErrorKind::InvalidData => {
-                let _ = Refusal::new("400 Bad Request", e.to_string())
-                    .send(&mut stream)
-                    .await;
-                return;
-            }
-            _ => return,
+        let Some((head, rest)) = http::request(&mut stream).await else {
+            return;
         };
         let negotiated = self.redeem(&head).and_then(|request| {
             let wire = session::negotiate(&head, &request)?;
@@ -214,7 +193,7 @@ impl Server {
                 tracing::debug!(
                     status = refusal.status,
                     "refused a streaming client: {}",
-                    refusal.message
+                    refusal.body.trim_end()
                 );
                 let _ = refusal.send(&mut stream).await;
             }
@@ -222,14 +201,14 @@ impl Server {
     }
 
     /// What the URL stands for.
-    fn redeem(&self, head: &Head) -> Result<Request, Refusal> {
+    fn redeem(&self, head: &Head) -> Result<Request, Answer> {
         if !matches!(head.method.as_str(), "GET" | "POST") {
-            let mut refusal = Refusal::new("405 Method Not Allowed", "use GET or POST");
+            let mut refusal = Answer::new("405 Method Not Allowed", "use GET or POST");
             refusal.headers.push(("Allow", "GET, POST".to_owned()));
             return Err(refusal);
         }
         let unknown = || {
-            Refusal::new(
+            Answer::new(
                 "404 Not Found",
                 "no session waits here: its URL is used, older than a minute, or wrong",
             )

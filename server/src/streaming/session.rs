@@ -7,7 +7,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::http::{Head, Refusal};
 use super::spdy::Connection;
 use super::status::Status;
 use super::stream::Idle;
@@ -16,6 +15,7 @@ use crate::engine::dial::Target;
 use crate::engine::error::sentence;
 use crate::engine::session::{self, Attached, Exited, Wanted};
 use crate::engine::{Engine, EngineError};
+use crate::http::{Answer, Head};
 use crate::model::{ContainerId, PodId};
 
 /// Names what a SPDY connection is used for.
@@ -67,7 +67,7 @@ impl Wire {
 ///
 /// # Errors
 /// There is none, or the client asks for no upgrade.
-pub fn negotiate(head: &Head, request: &Request) -> Result<Wire, Refusal> {
+pub fn negotiate(head: &Head, request: &Request) -> Result<Wire, Answer> {
     let upgrade = head.has("Connection", "Upgrade");
     if upgrade && head.has("Upgrade", "SPDY/3.1") {
         negotiate_spdy(head, request)
@@ -78,11 +78,11 @@ pub fn negotiate(head: &Head, request: &Request) -> Result<Wire, Refusal> {
     }
 }
 
-fn bad_request(message: &str) -> Refusal {
-    Refusal::new("400 Bad Request", message)
+fn bad_request(message: &str) -> Answer {
+    Answer::new("400 Bad Request", message)
 }
 
-fn negotiate_spdy(head: &Head, request: &Request) -> Result<Wire, Refusal> {
+fn negotiate_spdy(head: &Head, request: &Request) -> Result<Wire, Answer> {
     let wires: Vec<(&str, Wire)> = match request {
         Request::PortForward { .. } => vec![(portforward::PROTOCOL, Wire::Forward)],
         Request::Exec { .. } | Request::Attach { .. } => remote::PROTOCOLS
@@ -95,7 +95,7 @@ fn negotiate_spdy(head: &Head, request: &Request) -> Result<Wire, Refusal> {
     }
     choose(head, STREAM_PROTOCOL, &wires).ok_or_else(|| {
         let accepted = wires.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        let mut refusal = Refusal::new(
+        let mut refusal = Answer::new(
             "403 Forbidden",
             "none of the stream protocols offered is spoken here",
         );
@@ -106,7 +106,7 @@ fn negotiate_spdy(head: &Head, request: &Request) -> Result<Wire, Refusal> {
     })
 }
 
-fn negotiate_websocket(head: &Head, request: &Request) -> Result<Wire, Refusal> {
+fn negotiate_websocket(head: &Head, request: &Request) -> Result<Wire, Answer> {
     const NAME: &str = "Sec-WebSocket-Protocol";
     if head.method != "GET"
         || !head.has("Sec-WebSocket-Version", "13")
@@ -126,7 +126,7 @@ fn negotiate_websocket(head: &Head, request: &Request) -> Result<Wire, Refusal> 
         None => unnamed,
     };
     chosen.ok_or_else(|| {
-        Refusal::new(
+        Answer::new(
             "403 Forbidden",
             "none of the WebSocket protocols offered is spoken here",
         )
