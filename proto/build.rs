@@ -1,6 +1,6 @@
 //! Compiles `proto/` into Rust types and tonic services, without protoc.
 //!
-//! Writes `runtime.v1.rs` and the encoded descriptor set `cri.bin` to `OUT_DIR`.
+//! Writes `runtime.v1.rs`, the encoded descriptor set `cri.bin` and the names of all calls, `rpcs.rs`, to `OUT_DIR`.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -27,6 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     fs::write(out.join("cri.bin"), encoded)?;
+
+    let services = described.file.iter().flat_map(|file| &file.service);
+    let rpcs: Vec<&str> = services.flat_map(|s| &s.method).map(|m| m.name()).collect();
+    fs::write(out.join("rpcs.rs"), format!("&{rpcs:?}"))?;
 
     tonic_prost_build::configure()
         .skip_debug(REDACTED)

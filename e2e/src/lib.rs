@@ -8,6 +8,7 @@ pub mod census;
 pub mod cri;
 pub mod fixture;
 pub mod images;
+pub mod observe;
 pub mod podd;
 pub mod registry;
 pub mod session;

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::Semaphore;
 
@@ -96,6 +97,11 @@ impl Images {
     /// Disk use of all layers, from counters. No I/O.
     pub fn usage(&self) -> Usage {
         self.puller.store.usage()
+    }
+
+    /// Bytes of layers that registries have sent since the store was opened. No I/O.
+    pub fn downloaded(&self) -> u64 {
+        self.puller.registry.received.load(Ordering::Relaxed)
     }
 
     /// Keeps the layers of `image` until the hold is dropped. [`Error::NotFound`] if it was removed meanwhile: an

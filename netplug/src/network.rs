@@ -170,6 +170,12 @@ impl Network {
         self.inner.ensure_host().await.map(|_| ())
     }
 
+    /// Whether notices of links and tables that vanish are still heard.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        lock(&self.inner.tasks).iter().all(|task| !task.is_finished())
+    }
+
     /// Connects a pod: link, addresses, routes, host ports.
     ///
     /// A failed attach undoes what it did. Dropping the future does not stop the work; it is undone when done.

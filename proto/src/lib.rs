@@ -18,3 +18,6 @@ pub mod v1 {
 
 /// The encoded `google.protobuf.FileDescriptorSet` of package `runtime.v1`, without comments.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("cri");
+
+/// The names of all calls of both services, as in the URIs of requests.
+pub const RPCS: &[&str] = include!(concat!(env!("OUT_DIR"), "/rpcs.rs"));

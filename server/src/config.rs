@@ -3,10 +3,13 @@
 //! Owns every key, its default and the error that names file and line. Reads no environment, changes nothing on
 //! the host, and is never written back. Every key is described in `docs/config.md`; a test holds that.
 
+mod observe;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
+pub use observe::Observe;
 pub use podd_netplug::Subnet;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +28,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Logging of the daemon itself.
     pub log: Log,
+    /// Metrics, health and the log level.
+    pub observe: Observe,
     /// The server behind Exec, Attach and PortForward.
     pub streaming: Streaming,
     /// Control groups.
@@ -48,6 +53,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/podd"),
             run_dir: PathBuf::from("/run/podd"),
             log: Log::default(),
+            observe: Observe::default(),
             streaming: Streaming::default(),
             cgroup: Cgroup::default(),
             network: Network::default(),
@@ -356,6 +362,9 @@ impl Config {
         if let Err(e) = crate::telemetry::filter(&self.log.level) {
             return Some(("log.level", e.to_string()));
         }
+        if let Some(objection) = self.observe.objection() {
+            return Some(objection);
+        }
         if self.streaming.address.is_unspecified() {
             let reason = "must be one address of the node: it is the host of the URLs that clients are given";
             return Some(("streaming.address", reason.to_owned()));
@@ -476,6 +485,13 @@ mod tests {
             (
                 "[network]\nsubnets = [\"10.0.0.0/8\", \"11.0.0.0/8\"]",
                 "at most one range of each family",
+            ),
+            ("[log]\nlevel = \"inof\"", "log.level: \"inof\" is no level"),
+            ("[observe]\nsocket = \"observe.sock\"", "observe.socket"),
+            ("[observe]\nlisten = [\"127.0.0.1\"]", ":2: "),
+            (
+                "[observe]\nlisten = [\"127.0.0.1:0\"]",
+                "observe.listen: 127.0.0.1:0 names no port",
             ),
             ("[streaming]\naddress = \"::\"", "streaming.address"),
             ("[streaming]\naddress = \"localhost\"", ":2: "),

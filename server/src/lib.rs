@@ -10,6 +10,7 @@ pub mod cri;
 pub mod engine;
 mod http;
 pub mod model;
+pub mod observe;
 pub mod serve;
 pub mod spec;
 pub mod state;

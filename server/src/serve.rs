@@ -26,9 +26,12 @@ use crate::config::Config;
 use crate::cri::layers::Observe;
 use crate::cri::{Cri, request};
 use crate::engine::{Engine, OpenError};
+use crate::observe::health::Subject;
+use crate::observe::listener::Listeners;
+use crate::observe::metrics::{Leak, Metrics};
 use crate::state::recover::Recovered;
 use crate::streaming::{self, Streaming};
-use crate::telemetry::{self, TelemetryError};
+use crate::telemetry::{self, LogLevel, TelemetryError};
 
 /// Why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +65,14 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// An address for metrics and health.
+    #[error("cannot listen on {address}: change observe.listen in the configuration")]
+    Observe {
+        /// Where podd was to listen.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// What systemd passed is no listening unix socket.
     #[error("systemd passed no listening unix socket: {0}")]
     Activation(String),
@@ -89,7 +100,7 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServeE
 /// # Errors
 /// The daemon could not start, or the server failed.
 pub fn run(config: Config) -> Result<(), ServeError> {
-    telemetry::init(&config.log)?;
+    let level = telemetry::init(&config.log)?;
     // More threads than this only cost memory: what takes time happens in the kernel and in podinit.
     let threads = std::thread::available_parallelism()
         .map_or(2, usize::from)
@@ -100,10 +111,10 @@ pub fn run(config: Config) -> Result<(), ServeError> {
         .enable_all()
         .build()
         .map_err(ServeError::Runtime)?;
-    runtime.block_on(live(config))
+    runtime.block_on(live(config, level))
 }
 
-async fn live(config: Config) -> Result<(), ServeError> {
+async fn live(config: Config, level: LogLevel) -> Result<(), ServeError> {
     let config = Arc::new(config);
     make_dir(&config.run_dir)?;
     make_dir(&config.state_dir)?;
@@ -112,8 +123,9 @@ async fn live(config: Config) -> Result<(), ServeError> {
     let (stop, stopping) = watch::channel(false);
     watch_signals(stop)?;
 
+    let observers = Listeners::bind(&config.observe).await?;
     let (engine, found) = Engine::open(Arc::clone(&config), request::DECODE).await?;
-    report_recovery(&found);
+    report_recovery(&engine.metrics, &found);
     let streaming = streaming::Listener::bind(&config.streaming).await;
     let streaming = streaming.map_err(|source| ServeError::Streaming {
         address: (config.streaming.address, config.streaming.port).into(),
@@ -123,6 +135,12 @@ async fn live(config: Config) -> Result<(), ServeError> {
     notify(NotifyState::Ready);
     info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "serving");
     let streaming = Arc::new(Streaming::start(streaming, Arc::clone(&engine)));
+    let subject = Subject {
+        engine: Arc::clone(&engine),
+        streaming: Arc::clone(&streaming),
+        stopping: stopping.clone(),
+    };
+    let _observing = observers.start(subject, level);
     serve(Arc::clone(&engine), streaming, listener, stopping).await?;
     drain(&engine).await;
     info!("stopped; pods keep running");
@@ -141,6 +159,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let limit = usize::try_from(engine.config.limits.grpc_message_bytes).unwrap_or(usize::MAX);
     let patience = Duration::from_secs(engine.config.timeouts.drain_seconds.into());
+    let observe = Observe::new(engine.metrics.clone());
     let cri = Cri::new(engine, streaming);
     let runtime = RuntimeServiceServer::new(cri.clone())
         .max_decoding_message_size(limit)
@@ -150,7 +169,7 @@ pub async fn serve(
         .max_encoding_message_size(limit);
     let mut told = stopping.clone();
     let server = Server::builder()
-        .layer(Observe)
+        .layer(observe)
         .add_service(runtime)
         .add_service(images)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
@@ -202,7 +221,9 @@ fn watch_signals(stop: watch::Sender<bool>) -> Result<(), ServeError> {
     Ok(())
 }
 
-fn report_recovery(found: &Recovered) {
+fn report_recovery(metrics: &Metrics, found: &Recovered) {
+    metrics.leaked(Leak::Unreadable, found.quarantined.len(), false);
+    metrics.leaked(Leak::Record, found.dropped, true);
     for bad in &found.quarantined {
         error!(place = %bad.place.display(), "unreadable record moved away: {}", bad.reason);
     }
@@ -274,7 +295,7 @@ fn lock(directory: &Path) -> Result<File, ServeError> {
 fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     let passed = sd_notify::listen_fds().map_err(|e| ServeError::Activation(e.to_string()))?;
     let listener = match passed.collect::<Vec<_>>().as_slice() {
-        [] => bind(&config.socket)?,
+        [] => bind(&config.socket, 0o660)?,
         [fd] => adopt(*fd)?,
         many => return Err(ServeError::Activation(format!("it passed {}", many.len()))),
     };
@@ -282,8 +303,8 @@ fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     UnixListener::from_std(listener).map_err(ServeError::Runtime)
 }
 
-/// Binds a socket that root and its group may use. The lock says that nobody serves on one that is there.
-pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, ServeError> {
+/// Binds a socket of this mode. The lock says that nobody serves on one that is there.
+pub fn bind(path: &Path, mode: u32) -> Result<std::os::unix::net::UnixListener, ServeError> {
     if let Some(parent) = path.parent() {
         make_dir(parent)?;
     }
@@ -304,7 +325,7 @@ pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, ServeError>
         Err(e) => return Err(io_error("look at", path)(e)),
     }
     let listener = std::os::unix::net::UnixListener::bind(path).map_err(io_error("bind", path))?;
-    fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(io_error("set the mode of", path))?;
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))?;
     Ok(listener)
 }
 
@@ -334,14 +355,14 @@ mod tests {
     fn a_stale_socket_is_replaced_a_live_one_and_a_file_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/podd.sock");
-        let first = bind(&path).unwrap();
+        let first = bind(&path, 0o660).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        assert!(matches!(bind(&path), Err(ServeError::Io { .. })));
+        assert!(matches!(bind(&path, 0o660), Err(ServeError::Io { .. })));
         drop(first);
-        bind(&path).unwrap();
+        bind(&path, 0o660).unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "precious").unwrap();
-        assert!(bind(&file).is_err());
+        assert!(bind(&file, 0o660).is_err());
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     }
 

@@ -1,14 +1,17 @@
 //! The daemon's own log: structured events to the journal or to standard error.
 //!
-//! Owns the choice of output and the hook that logs panics. Set up once, by `podd serve`.
+//! Owns the choice of output, the level, and the hook that logs panics. Set up once, by `podd serve`; the level may
+//! change while podd runs.
 
 use std::io;
 use std::os::linux::fs::MetadataExt as _;
+use std::sync::{Mutex, PoisonError};
 
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::{Log, LogFormat};
 
@@ -17,7 +20,7 @@ use crate::config::{Log, LogFormat};
 pub enum TelemetryError {
     /// `log.level` cannot be read.
     #[error("log.level")]
-    Level(#[from] ParseError),
+    Level(#[from] LevelError),
     /// The journal was asked for and does not answer.
     #[error("cannot connect to the journal")]
     Journal(#[source] io::Error),
@@ -26,20 +29,84 @@ pub enum TelemetryError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
+/// Why a text is no log level.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    /// One word that would be taken for the name of a module, everything of which is to be logged and nothing else.
+    #[error(
+        "{0:?} is no level: use error, warn, info, debug, trace or off, or directives such as info,podd_images=debug"
+    )]
+    Word(String),
+    /// No list of directives.
+    #[error("cannot be read as a level or as directives such as info,podd_images=debug")]
+    Directives(#[from] ParseError),
+}
+
 /// The filter that `log.level` describes.
 ///
 /// # Errors
 /// It is no level and no list of directives.
-pub fn filter(level: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::builder().parse(level)
+pub fn filter(level: &str) -> Result<EnvFilter, LevelError> {
+    // Within brackets anything may be meant.
+    if level.contains('[') {
+        return Ok(EnvFilter::builder().parse(level)?);
+    }
+    let parts: Vec<&str> = level.split(',').map(str::trim).collect();
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let is_word = |part: &&&str| !part.contains('=') && !is_level(part);
+    match parts.iter().find(is_word) {
+        Some(word) => Err(LevelError::Word((*word).to_owned())),
+        None => Ok(EnvFilter::builder().parse(parts.join(","))?),
+    }
+}
+
+/// The level of the log while podd runs.
+#[derive(Debug)]
+pub struct LogLevel {
+    filter: reload::Handle<EnvFilter, Registry>,
+    configured: String,
+    current: Mutex<String>,
+}
+
+impl LogLevel {
+    /// What is logged now, in the words in which it was asked for.
+    #[must_use]
+    pub fn current(&self) -> String {
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Logs what `level` describes from now on, until podd is started anew.
+    ///
+    /// # Errors
+    /// It is no level and no list of directives; then nothing has changed.
+    pub fn set(&self, level: &str) -> Result<(), LevelError> {
+        let filter = filter(level)?;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        // The only error is that the subscriber is gone, and the process with it.
+        let _ = self.filter.reload(filter);
+        level.clone_into(&mut current);
+        drop(current);
+        tracing::info!(level, "the log level was changed");
+        Ok(())
+    }
+
+    /// Goes back to what the configuration says.
+    pub fn reset(&self) {
+        // It was read when podd started.
+        let _ = self.set(&self.configured);
+    }
 }
 
 /// Sets up the log of this process, panics included.
 ///
 /// # Errors
 /// The output cannot be opened, or there is a log already.
-pub fn init(log: &Log) -> Result<(), TelemetryError> {
-    let registry = tracing_subscriber::registry().with(filter(&log.level)?);
+pub fn init(log: &Log) -> Result<LogLevel, TelemetryError> {
+    let (changeable, handle) = reload::Layer::new(filter(&log.level)?);
+    let registry = tracing_subscriber::registry().with(changeable);
     match log.format {
         LogFormat::Journald => journal(registry)?,
         LogFormat::Auto if stderr_is_the_journal() => journal(registry)?,
@@ -57,7 +124,11 @@ pub fn init(log: &Log) -> Result<(), TelemetryError> {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(backtrace = %std::backtrace::Backtrace::capture(), "{panic}");
     }));
-    Ok(())
+    Ok(LogLevel {
+        filter: handle,
+        configured: log.level.clone(),
+        current: Mutex::new(log.level.clone()),
+    })
 }
 
 fn journal<S>(registry: S) -> Result<(), TelemetryError>
@@ -87,9 +158,16 @@ mod tests {
 
     #[test]
     fn levels_and_directives_are_understood() {
-        for level in ["info", "debug", "info,podd_images=debug,h2=warn"] {
+        for level in [
+            "info",
+            "OFF",
+            "info, podd_images=debug,h2=warn",
+            "warn,podd[rpc{name=RunPodSandbox}]=trace",
+        ] {
             filter(level).unwrap();
         }
-        assert!(filter("podd=loud").is_err());
+        for level in ["podd=loud", "", "inof", "info,podd_images", "info,,debug"] {
+            assert!(filter(level).is_err(), "{level:?}");
+        }
     }
 }

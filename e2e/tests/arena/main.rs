@@ -12,6 +12,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod mounts;
 pub(crate) mod network;
+pub(crate) mod observe;
 pub(crate) mod pod_limits;
 pub(crate) mod recovery;
 pub(crate) mod resources;
@@ -77,6 +78,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         recovery::CASES,
         crash::CASES,
         stats::CASES,
+        observe::CASES,
         resources::CASES,
         pod_limits::CASES,
         users::CASES,

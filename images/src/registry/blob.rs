@@ -1,5 +1,6 @@
 //! Streaming download of one blob: resumed where it breaks, measured, hashed, and ended only when it is right.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
@@ -163,6 +164,8 @@ async fn receive(
             }
             Err(reason) => return Ok(Err(Error::Unreachable { host, reason })),
         };
+        let received = &session.registry.received;
+        received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let known = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
         let _ = bytes.split_to(known);
         skip -= known as u64;

@@ -12,6 +12,7 @@ mod breaker;
 mod http;
 mod token;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(crate) struct Registry {
     limits: Limits,
     client: OnceLock<Client>,
     breaker: Breaker,
+    /// Bytes of layers received so far, wrong ones and repeated ones included.
+    pub(crate) received: AtomicU64,
 }
 
 /// One repository, for the time of one pull: tokens are not kept longer.
@@ -94,6 +97,7 @@ impl Registry {
             limits,
             client: OnceLock::new(),
             breaker: Breaker::default(),
+            received: AtomicU64::new(0),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use podd_images::{Auth, Image, Reference};
 use podd_proto::v1;
@@ -22,7 +23,10 @@ pub async fn pull(
         Some(auth) => credentials(auth, Reference::parse(&name)?.host())?,
         None => None,
     };
-    let image = engine.images.pull(&name, auth).await?;
+    let began = Instant::now();
+    let pulled = engine.images.pull(&name, auth).await;
+    engine.metrics.pulled(began.elapsed(), pulled.is_ok());
+    let image = pulled?;
     info!(image = name, id = %image.id, "image is in the local store");
     Ok(v1::PullImageResponse {
         image_ref: image.id.to_string(),

@@ -1,4 +1,5 @@
-//! What every RPC gets without asking: a span, one line in the log, and an answer even when its handler panics.
+//! What every RPC gets without asking: a span, one line in the log, a place in the metrics, and an answer even when its
+//! handler panics.
 //!
 //! Owns the logging of requests and their failures: no handler logs an error that it returns. The span carries
 //! the ids of the pod and the container, which the handlers record.
@@ -19,16 +20,30 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use super::fault::Fault;
+use crate::observe::metrics::Metrics;
 
 /// Wraps the services with [`Observed`].
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Observe;
+#[derive(Debug, Clone, Default)]
+pub struct Observe {
+    metrics: Metrics,
+}
+
+impl Observe {
+    /// Counts in `metrics`.
+    #[must_use]
+    pub fn new(metrics: Metrics) -> Self {
+        Self { metrics }
+    }
+}
 
 impl<S> Layer<S> for Observe {
     type Service = Observed<S>;
 
     fn layer(&self, inner: S) -> Observed<S> {
-        Observed { inner }
+        Observed {
+            inner,
+            metrics: self.metrics.clone(),
+        }
     }
 }
 
@@ -36,6 +51,7 @@ impl<S> Layer<S> for Observe {
 #[derive(Debug, Clone)]
 pub struct Observed<S> {
     inner: S,
+    metrics: Metrics,
 }
 
 impl<S, B> Service<Request<B>> for Observed<S>
@@ -60,6 +76,7 @@ where
             .next()
             .unwrap_or_default()
             .to_owned();
+        let call = self.metrics.call(&rpc);
         let span = info_span!("rpc", name = rpc, pod = Empty, container = Empty);
         // The service that was polled ready is the one that must be called.
         let other = self.inner.clone();
@@ -73,7 +90,9 @@ where
                 Ok(Ok(response)) => response,
                 Err(_) => Status::from(Fault::Panicked(rpc.clone())).into_http(),
             };
-            report(&rpc, &response, began);
+            let status = Status::from_header_map(response.headers());
+            call.answered(status.as_ref().map_or(Code::Ok, Status::code));
+            report(&rpc, status, began);
             Ok(response)
         };
         Box::pin(work.instrument(span))
@@ -81,9 +100,9 @@ where
 }
 
 /// Writes the one line that a request gets. Questions are answered too often for more than a debug line.
-fn report<B>(rpc: &str, response: &Response<B>, began: Instant) {
+fn report(rpc: &str, status: Option<Status>, began: Instant) {
     let ms = began.elapsed().as_micros() as f64 / 1000.0;
-    let Some(status) = Status::from_header_map(response.headers()).filter(|s| s.code() != Code::Ok) else {
+    let Some(status) = status.filter(|s| s.code() != Code::Ok) else {
         if asks_only(rpc) {
             debug!(ms, "done");
         } else {
@@ -119,7 +138,7 @@ mod tests {
             }
             Ok::<_, Infallible>(Response::new(Body::default()))
         });
-        let mut service = Observe.layer(service);
+        let mut service = Observe::default().layer(service);
         let request = Request::builder()
             .uri("/runtime.v1.RuntimeService/Version")
             .body(())

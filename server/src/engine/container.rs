@@ -18,6 +18,7 @@ use super::native::NativeError;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans};
 use crate::model::{ContainerPid, StopSignal};
+use crate::observe::metrics::Stage;
 use crate::state::phase::Nanos;
 use crate::state::record::Identity;
 use crate::state::store::{Container, Pod};
@@ -63,7 +64,8 @@ pub async fn create(
         holder.native.release(&id);
         Ok::<_, NativeError>(())
     });
-    let cgroup = make_cgroup(engine, engine.native.container_cgroup(pod, &id)?, undo).await?;
+    let cgroup = make_cgroup(engine, engine.native.container_cgroup(pod, &id)?, undo);
+    let cgroup = engine.metrics.stage(Stage::ContainerCgroup, cgroup).await?;
 
     let (to_build, image, at) = (
         Arc::clone(engine),
@@ -72,14 +74,15 @@ pub async fn create(
     );
     let built = blocking("CreateContainer", move || {
         build::build(&to_build, &at.0, &at.1, &image)
-    })
-    .await?;
+    });
+    let built = engine.metrics.stage(Stage::Plan, built).await?;
     cgroup.check(&built.limits).map_err(NativeError::from)?;
     // Before there is a process: the stage only makes nodes, which every set of rules allows, and uses a terminal.
     if let Some(program) = &built.devices {
         cgroup.restrict_devices(program).map_err(NativeError::from)?;
     }
-    launch(engine, &keeper, container, &cgroup, built, undo).await
+    let launched = launch(engine, &keeper, container, &cgroup, built, undo);
+    engine.metrics.stage(Stage::Launch, launched).await
 }
 
 /// Keeps the layers of the container's image, and of those that it mounts, from being removed.

@@ -21,6 +21,7 @@ use crate::apparmor;
 use crate::model::{
     AppArmor, ContainerConfig, ContainerId, ContainerMetadata, ContainerPid, MountSource, StopSignal,
 };
+use crate::observe::metrics::Stage;
 use crate::state::phase::{ContainerEvent, ContainerPhase, Exit, PodPhase, Reason};
 use crate::state::record::{ContainerRecord, Encoded, ImageVolume, VERSION};
 use crate::state::recover::UNSEEN_EXIT;
@@ -54,7 +55,11 @@ impl Engine {
                 .ok_or(EngineError::PodGone(pod))?;
             engine.make_container(&pod, request).await
         };
-        let joined = self.running_containers.join((pod, name), fingerprint, body).await;
+        let joined = || self.metrics.joined("CreateContainer");
+        let joined = self
+            .running_containers
+            .join((pod, name), fingerprint, body, joined)
+            .await;
         settle(joined, "CreateContainer", || shown)
     }
 
@@ -71,6 +76,7 @@ impl Engine {
             let record = &holder.record;
             // Whatever became of it since: a client that asks again has not seen the first answer.
             if record.fingerprint == fingerprint && record.phase != ContainerPhase::Creating {
+                self.metrics.found_made("CreateContainer");
                 return Ok(record.id);
             }
             let name = shown(&request.config.metadata);
@@ -95,7 +101,7 @@ impl Engine {
         let state = Arc::clone(&self.state);
         let (parent, boot_id) = (Arc::clone(pod), self.state.boot_id().to_owned());
         let held = image.clone();
-        blocking("CreateContainer", move || -> Result<(), EngineError> {
+        let recorded = blocking("CreateContainer", move || -> Result<(), EngineError> {
             let pod_id = parent.record.id;
             let mut handle = 0;
             let change = state.update_pod(&pod_id, |record| {
@@ -111,8 +117,8 @@ impl Engine {
                 ..new.record
             };
             Ok(state.insert_container(Container { record, ..new })?)
-        })
-        .await?;
+        });
+        self.metrics.stage(Stage::Record, recorded).await?;
 
         let mut undo = Undo::new();
         let made = AssertUnwindSafe(self.build_container(pod, id, &image, &mut undo))
@@ -216,7 +222,8 @@ impl Engine {
                 }));
             }
         }
-        let started = container::start(self, &found).await;
+        let started = container::start(self, &found);
+        let started = self.metrics.stage(Stage::Start, started).await;
         let event = match &started {
             Ok(at) => ContainerEvent::Started { at: *at },
             Err(e) => ContainerEvent::Exited(Exit {
@@ -275,16 +282,19 @@ impl Engine {
             return Ok(());
         };
         let waited = self.kill_wait();
-        if container::kill(self, &found).await? == container::Killed::Unseen {
-            return self.bury_unseen(id).await;
-        }
-        match tokio::time::timeout(waited, self.state.wait_exited(&id)).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(EngineError::WillNotDie {
-                container: id,
-                waited,
-            }),
-        }
+        let killed = async {
+            if container::kill(self, &found).await? == container::Killed::Unseen {
+                return self.bury_unseen(id).await;
+            }
+            match tokio::time::timeout(waited, self.state.wait_exited(&id)).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(EngineError::WillNotDie {
+                    container: id,
+                    waited,
+                }),
+            }
+        };
+        self.metrics.stage(Stage::Kill, killed).await
     }
 
     /// Records that a container is over whose end podinit can no longer tell: it may have written it down.
@@ -324,7 +334,9 @@ impl Engine {
         let Some(found) = self.snapshot().container(&id).cloned() else {
             return Ok(());
         };
-        container::remove(self, &found).await?;
+        self.metrics
+            .stage(Stage::ContainerRemoval, container::remove(self, &found))
+            .await?;
         let state = Arc::clone(&self.state);
         blocking("RemoveContainer", move || state.remove_container(&id)).await
     }

@@ -115,7 +115,7 @@ where
     T: Clone + Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    /// Joins the operation that runs under `key`, or starts `operation` in a task of its own.
+    /// Joins the operation that runs under `key`, of which `joined` is told, or starts `operation` in a task of its own.
     ///
     /// The key is free again before the result is seen. Dropping the returned future stops nothing.
     ///
@@ -126,11 +126,15 @@ where
         key: K,
         fingerprint: Fingerprint,
         operation: impl Future<Output = Result<T, E>> + Send + 'static,
+        joined: impl FnOnce(),
     ) -> Outcome<T, E> {
         let outcome = {
             let mut table = lock(&self.table);
             match table.get(&key) {
-                Some(running) if running.fingerprint == fingerprint => running.outcome.clone(),
+                Some(running) if running.fingerprint == fingerprint => {
+                    joined();
+                    running.outcome.clone()
+                }
                 Some(_) => return Err(JoinError::Conflict),
                 None => {
                     let release = Release {
@@ -203,25 +207,38 @@ mod tests {
                 gate.await.unwrap();
                 Ok(runs1.fetch_add(1, Ordering::SeqCst) + 1)
             };
-            ops1.join("pod", print("a"), body).await
+            ops1.join("pod", print("a"), body, || panic!("it is the first"))
+                .await
         });
         tokio::task::yield_now().await;
-        let (ops2, runs2) = (Arc::clone(&ops), Arc::clone(&runs));
+        let joins = Arc::new(AtomicUsize::new(0));
+        let (ops2, runs2, joins2) = (Arc::clone(&ops), Arc::clone(&runs), Arc::clone(&joins));
         let second = tokio::spawn(async move {
             let body = async move { Ok(runs2.fetch_add(1, Ordering::SeqCst) + 100) };
-            ops2.join("pod", print("a"), body).await
+            let joined = || {
+                joins2.fetch_add(1, Ordering::SeqCst);
+            };
+            ops2.join("pod", print("a"), body, joined).await
         });
         tokio::task::yield_now().await;
         assert!(matches!(
-            ops.join("pod", print("b"), async { Ok(0) }).await,
+            ops.join("pod", print("b"), async { Ok(0) }, || {}).await,
             Err(JoinError::Conflict)
         ));
-        assert_eq!(ops.join("other", print("b"), async { Ok(7) }).await.unwrap(), 7);
+        assert_eq!(
+            ops.join("other", print("b"), async { Ok(7) }, || {})
+                .await
+                .unwrap(),
+            7
+        );
         go.send(()).unwrap();
         assert_eq!(first.await.unwrap().unwrap(), 1);
         assert_eq!(second.await.unwrap().unwrap(), 1);
         assert!(ops.is_empty());
-        assert_eq!(runs.load(Ordering::SeqCst), 1);
+        assert_eq!(
+            (runs.load(Ordering::SeqCst), joins.load(Ordering::SeqCst)),
+            (1, 1)
+        );
     }
 
     #[tokio::test]
@@ -234,7 +251,8 @@ mod tests {
             done.send(()).unwrap();
             Ok(1)
         };
-        let gave_up = tokio::time::timeout(Duration::from_millis(5), ops.join("pod", print("a"), body)).await;
+        let gave_up =
+            tokio::time::timeout(Duration::from_millis(5), ops.join("pod", print("a"), body, || {})).await;
         assert!(gave_up.is_err());
         assert_eq!(ops.len(), 1);
         go.send(()).unwrap();
@@ -248,17 +266,24 @@ mod tests {
     async fn a_failure_reaches_all_and_frees_the_key() {
         let ops = Ops::default();
         let (a, b) = tokio::join!(
-            ops.join("pod", print("a"), async {
-                tokio::task::yield_now().await;
-                Err("no".to_owned())
-            }),
-            ops.join("pod", print("a"), async { Ok(1) }),
+            ops.join(
+                "pod",
+                print("a"),
+                async {
+                    tokio::task::yield_now().await;
+                    Err("no".to_owned())
+                },
+                || {}
+            ),
+            ops.join("pod", print("a"), async { Ok(1) }, || {}),
         );
         for outcome in [a, b] {
             assert!(matches!(outcome, Err(JoinError::Failed(e)) if *e == "no"));
         }
         assert_eq!(
-            ops.join("pod", print("changed"), async { Ok(2) }).await.unwrap(),
+            ops.join("pod", print("changed"), async { Ok(2) }, || {})
+                .await
+                .unwrap(),
             2
         );
     }
@@ -266,8 +291,13 @@ mod tests {
     #[tokio::test]
     async fn a_panic_frees_the_key() {
         let ops = Ops::default();
-        let outcome = ops.join("pod", print("a"), async { panic!("defect") }).await;
+        let outcome = ops
+            .join("pod", print("a"), async { panic!("defect") }, || {})
+            .await;
         assert!(matches!(outcome, Err(JoinError::Panicked)));
-        assert_eq!(ops.join("pod", print("b"), async { Ok(2) }).await.unwrap(), 2);
+        assert_eq!(
+            ops.join("pod", print("b"), async { Ok(2) }, || {}).await.unwrap(),
+            2
+        );
     }
 }

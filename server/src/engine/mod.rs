@@ -39,6 +39,7 @@ use native::Native;
 
 use crate::config::Config;
 use crate::model::{ContainerConfig, ContainerId, ContainerMetadata, PodConfig, PodId, PodMetadata};
+use crate::observe::metrics::{Leak, Metrics};
 use crate::state::State;
 use crate::state::phase::Nanos;
 use crate::state::recover::{self, Decode, Recovered};
@@ -140,6 +141,8 @@ pub struct Engine {
     pub images: Images,
     /// The host: podinit connections, cgroups, network.
     pub native: Native,
+    /// What is counted as it happens.
+    pub metrics: Metrics,
     pub(super) running_pods: Inflight<PodMetadata, PodId, EngineError>,
     pub(super) running_containers: Inflight<(PodId, ContainerMetadata), ContainerId, EngineError>,
     pub(super) acts: Inflight<Act, (), EngineError>,
@@ -156,6 +159,8 @@ impl Engine {
         let state = Arc::new(State::open(&config.state_dir, boot_id)?);
         let found = recover::recover(&state, decode, now())?;
         let (images, warnings) = Images::open(native::images_config(&config))?;
+        let metrics = Metrics::default();
+        metrics.leaked(Leak::Image, warnings.len(), true);
         for warning in warnings {
             tracing::warn!(?warning, "the image store was not as podd had left it");
         }
@@ -165,6 +170,7 @@ impl Engine {
             state,
             images,
             native,
+            metrics,
             running_pods: Inflight::default(),
             running_containers: Inflight::default(),
             acts: Inflight::default(),
@@ -246,7 +252,11 @@ impl Engine {
     ) -> Outcome<()> {
         // One act on one object has no variants: a retry is always the same request.
         settle(
-            self.acts.join(act, Fingerprint([0; 32]), body).await,
+            self.acts
+                .join(act, Fingerprint([0; 32]), body, || {
+                    self.metrics.joined(act.name())
+                })
+                .await,
             act.name(),
             || act.name().to_owned(),
         )

@@ -183,6 +183,12 @@ impl Native {
         }
     }
 
+    /// Whether podd still hears of links and tables that vanish.
+    #[must_use]
+    pub fn network_watched(&self) -> bool {
+        self.network.is_watched()
+    }
+
     /// Takes over the pod ranges that the kubelet sent.
     ///
     /// # Errors
@@ -226,6 +232,12 @@ impl Native {
             .get(pod)
             .cloned()
             .ok_or(NativeError::PodinitGone)
+    }
+
+    /// How many podinits podd is connected to.
+    #[must_use]
+    pub fn podinits(&self) -> usize {
+        lock(&self.keepers).len()
     }
 
     pub(super) fn put_keeper(&self, pod: PodId, keeper: Arc<Keeper>) {

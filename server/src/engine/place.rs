@@ -21,6 +21,7 @@ use super::systemd::{Scope, SystemdError};
 use super::{Engine, EngineError, blocking};
 use crate::config::CgroupDriver;
 use crate::model::{CgroupParent, PodId};
+use crate::observe::metrics::Leak;
 use crate::state::store::Pod;
 
 /// The cgroup of podinit in a pod's scope.
@@ -250,6 +251,7 @@ impl Engine {
                 Ok(()) => systemd.stop_scope(&unit).await,
                 Err(e) => Err(e),
             };
+            self.metrics.leaked(Leak::Scope, 1, ended.is_ok());
             if let Err(e) = ended {
                 let e: &(dyn std::error::Error + 'static) = &e;
                 tracing::error!(unit, error = e, "cannot end a scope that no record knows");

@@ -18,6 +18,7 @@ use super::place::Place;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans, resources};
 use crate::model::{IdMaps, IdRange, PodConfig, PodId, PodPid, Share};
+use crate::observe::metrics::Stage;
 use crate::spec::podfiles;
 use crate::state::record::ProcessRef;
 use crate::state::store::Pod;
@@ -45,12 +46,18 @@ pub async fn start(
             .map_err(EngineError::NetworkNotReady)?;
     }
     let keeper = settle_in(engine, pod, &place, undo).await?;
-    let netns = make_namespaces(engine, &keeper, config).await?;
+    let metrics = &engine.metrics;
+    let netns = make_namespaces(engine, &keeper, config);
+    let netns = metrics.stage(Stage::Namespaces, netns).await?;
     let attachment = match netns {
-        Some(netns) => Some(attach(engine, pod, &netns, undo).await?),
+        Some(netns) => {
+            let attached = attach(engine, pod, &netns, undo);
+            Some(metrics.stage(Stage::Network, attached).await?)
+        }
         None => None,
     };
-    write_files(engine, pod, attachment.as_ref()).await?;
+    let written = write_files(engine, pod, attachment.as_ref());
+    metrics.stage(Stage::PodFiles, written).await?;
     Ok(ProcessAndNetwork {
         attachment,
         podinit: keeper.process,
@@ -73,8 +80,11 @@ async fn settle_in(
         });
         let keeper = start_podinit(engine, pod.record.id, undo).await?;
         let podinit = keeper.process.pid.cast_unsigned();
-        engine.make_scope(pod, place, podinit).await?;
-        limit(engine, place.inner.clone(), limits).await?;
+        let made = async {
+            engine.make_scope(pod, place, podinit).await?;
+            limit(engine, place.inner.clone(), limits).await
+        };
+        engine.metrics.stage(Stage::PodCgroup, made).await?;
         return Ok(keeper);
     }
     let (root, path) = (engine.native.cgroups.clone(), place.cgroup().clone());
@@ -84,7 +94,8 @@ async fn settle_in(
             root.remove(&path, Instant::now() + wait)
         });
     }
-    limit(engine, path, limits).await?;
+    let made = limit(engine, path, limits);
+    engine.metrics.stage(Stage::PodCgroup, made).await?;
     start_podinit(engine, pod.record.id, undo).await
 }
 
@@ -114,7 +125,7 @@ async fn start_podinit(engine: &Arc<Engine>, id: PodId, undo: &mut Undo) -> Resu
         let start_time = plans::start_time(podinit.pid).map_err(failed)?;
         Ok((podinit, start_time))
     });
-    let (podinit, start_time) = started.await?;
+    let (podinit, start_time) = engine.metrics.stage(Stage::Podinit, started).await?;
     let process = ProcessRef {
         pid: podinit.pid.cast_signed(),
         start_time,
@@ -348,12 +359,11 @@ pub async fn stop(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineErro
     let id = pod.record.id;
     let ended = end_podinit(engine, id).await;
     let detached = match &pod.record.attachment {
-        Some(attachment) => engine
-            .native
-            .network
-            .detach(attachment)
-            .await
-            .map_err(NativeError::from),
+        Some(attachment) => {
+            let detached = engine.native.network.detach(attachment);
+            let detached = engine.metrics.stage(Stage::NetworkEnd, detached).await;
+            detached.map_err(NativeError::from)
+        }
         None => Ok(()),
     };
     let socket = engine.native.socket_path(&id);
@@ -368,21 +378,24 @@ async fn end_podinit(engine: &Arc<Engine>, id: PodId) -> Result<(), EngineError>
     let Some(keeper) = engine.native.take_keeper(&id) else {
         return Ok(());
     };
-    let asked = tokio::time::timeout(QUIT, keeper.call(POD_HANDLE, Request::Quit, &[])).await;
-    // One that answers that it is busy still has a process to bury: killing it leaves that to init.
-    let quits = matches!(asked, Ok(Ok(_) | Err(NativeError::PodinitGone)));
-    blocking("StopPodSandbox", move || {
-        let ended = if quits {
-            keeper.wait(QUIT).or_else(|_| keeper.kill(QUIT))
-        } else {
-            keeper.kill(QUIT)
-        };
-        ended.map_err(|source| NativeError::Kernel {
-            operation: "end podinit",
-            source,
+    let ended = async {
+        let asked = tokio::time::timeout(QUIT, keeper.call(POD_HANDLE, Request::Quit, &[])).await;
+        // One that answers that it is busy still has a process to bury: killing it leaves that to init.
+        let quits = matches!(asked, Ok(Ok(_) | Err(NativeError::PodinitGone)));
+        blocking("StopPodSandbox", move || {
+            let ended = if quits {
+                keeper.wait(QUIT).or_else(|_| keeper.kill(QUIT))
+            } else {
+                keeper.kill(QUIT)
+            };
+            ended.map_err(|source| NativeError::Kernel {
+                operation: "end podinit",
+                source,
+            })
         })
-    })
-    .await
+        .await
+    };
+    engine.metrics.stage(Stage::PodinitEnd, ended).await
 }
 
 /// Frees what outlives StopPodSandbox, outside the pod's directory; the directory is deleted by the caller.

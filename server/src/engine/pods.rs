@@ -12,6 +12,7 @@ use super::place::Place;
 use super::undo::{Undo, UndoFailure};
 use super::{Act, Engine, EngineError, Outcome, RunPod, blocking, now, pod, settle};
 use crate::model::{PodId, PodMetadata};
+use crate::observe::metrics::Stage;
 use crate::state::phase::{PodEvent, PodPhase};
 use crate::state::record::{Encoded, PodRecord, VERSION};
 use crate::state::store::{Container, Pod};
@@ -31,7 +32,9 @@ impl Engine {
         let shown = shown(&name);
         let body = async move { engine.make_pod(request).await };
         settle(
-            self.running_pods.join(name, fingerprint, body).await,
+            self.running_pods
+                .join(name, fingerprint, body, || self.metrics.joined("RunPodSandbox"))
+                .await,
             "RunPodSandbox",
             || shown,
         )
@@ -42,6 +45,7 @@ impl Engine {
         if let Some(holder) = self.snapshot().pod_named(&request.config.metadata) {
             let record = &holder.record;
             if record.fingerprint == fingerprint && record.phase == PodPhase::Ready {
+                self.metrics.found_made("RunPodSandbox");
                 return Ok(record.id);
             }
             let name = shown(&request.config.metadata);
@@ -59,7 +63,8 @@ impl Engine {
         let new = self.new_pod(id, request, fingerprint, &place);
         let lock = Arc::clone(&new.lock);
         let state = Arc::clone(&self.state);
-        blocking("RunPodSandbox", move || state.insert_pod(new)).await?;
+        let recorded = blocking("RunPodSandbox", move || state.insert_pod(new));
+        self.metrics.stage(Stage::Record, recorded).await?;
 
         let _alone = lock.alone().await;
         let mut undo = Undo::new();
@@ -216,7 +221,9 @@ impl Engine {
         let Some(pod) = self.snapshot().pod(&id).cloned() else {
             return Ok(());
         };
-        pod::remove(self, &pod).await?;
+        self.metrics
+            .stage(Stage::PodRemoval, pod::remove(self, &pod))
+            .await?;
         let state = Arc::clone(&self.state);
         blocking("RemovePodSandbox", move || state.remove_pod(&id)).await
     }

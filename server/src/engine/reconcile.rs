@@ -14,6 +14,7 @@ use super::keeper::{Keeper, container_handle};
 use super::native::NativeError;
 use super::{Engine, EngineError, blocking, exits, plans};
 use crate::model::{ContainerId, PodId};
+use crate::observe::metrics::Leak;
 use crate::state::phase::{ContainerEvent, ContainerPhase, PodPhase};
 use crate::state::record::ProcessRef;
 use crate::state::recover::Recovered;
@@ -55,13 +56,12 @@ impl Engine {
             .pods()
             .filter_map(|pod| pod.record.attachment.clone())
             .collect();
-        self.native
-            .network
-            .reconcile(&live)
-            .await
-            .map_err(NativeError::from)?;
+        let network = self.native.network.reconcile(&live).await;
+        let network = network.map_err(NativeError::from)?;
+        self.metrics.leaked(Leak::Link, network.removed_links.len(), true);
         for id in &found.half_made_containers {
-            self.delete_half_made(*id).await;
+            let taken_back = self.delete_half_made(*id).await;
+            self.metrics.leaked(Leak::Container, 1, taken_back);
         }
         for id in lost.into_iter().filter(|id| !found.half_made_pods.contains(id)) {
             self.report_pod_lost(id);
@@ -70,7 +70,9 @@ impl Engine {
             let Some(pod) = self.snapshot().pod(id).cloned() else {
                 continue;
             };
-            if let Err(e) = self.remove_pod_now(&pod).await {
+            let removed = self.remove_pod_now(&pod).await;
+            self.metrics.leaked(Leak::Pod, 1, removed.is_ok());
+            if let Err(e) = removed {
                 tell(&e, "cannot take back a pod that was being made", *id);
             }
         }
@@ -186,18 +188,21 @@ impl Engine {
         Ok(())
     }
 
-    async fn delete_half_made(self: &Arc<Self>, id: ContainerId) {
+    /// Whether nothing is left of it.
+    async fn delete_half_made(self: &Arc<Self>, id: ContainerId) -> bool {
         let Some(container) = self.snapshot().container(&id).cloned() else {
-            return;
+            return true;
         };
         let done = async {
             super::container::take_back(self, &container).await?;
             self.delete_container(&container).await
         };
-        if let Err(e) = done.await {
-            let e: &(dyn std::error::Error + 'static) = &e;
+        let done = done.await;
+        if let Err(e) = &done {
+            let e: &(dyn std::error::Error + 'static) = e;
             tracing::error!(container = %id, error = e, "cannot take back a container that was being made");
         }
+        done.is_ok()
     }
 }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use tracing::warn;
 
@@ -27,10 +28,12 @@ struct Sweeper {
     idle: Condvar,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Work {
     /// A thread runs.
     running: bool,
+    /// The last one that was started.
+    thread: Option<JoinHandle<()>>,
     /// Something came since the thread last looked.
     more: bool,
 }
@@ -79,10 +82,28 @@ impl Trash {
         let (dir, sweeper) = (self.dir.clone(), Arc::clone(&self.sweeper));
         let thread = std::thread::Builder::new().name("podd-trash".to_owned());
         match thread.spawn(move || sweeper.sweep(&dir)) {
-            Ok(_) => work.running = true,
+            Ok(thread) => {
+                work.running = true;
+                work.thread = Some(thread);
+            }
             // The next one who deletes tries again.
             Err(e) => warn!("cannot start the thread that empties {}: {e}", self.dir.display()),
         }
+    }
+
+    /// How many directories are still to be deleted. Blocks.
+    ///
+    /// # Errors
+    /// The trash cannot be listed.
+    pub fn waiting(&self) -> io::Result<usize> {
+        Ok(fs::read_dir(&self.dir)?.count())
+    }
+
+    /// Whether the thread died at its work, so that nothing is deleted any more.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        let work = self.sweeper.lock();
+        work.running && work.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     /// Waits until no thread deletes any more.
@@ -142,6 +163,7 @@ mod tests {
         }
         trash.take(&home, "a").unwrap();
         trash.wait_empty();
-        assert_eq!(fs::read_dir(&place).unwrap().count(), 0);
+        assert_eq!(trash.waiting().unwrap(), 0);
+        assert!(!trash.is_abandoned());
     }
 }

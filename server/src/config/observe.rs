@@ -1,0 +1,37 @@
+//! `[observe]`: where podd tells about itself.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Metrics, health and the log level, over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Observe {
+    /// Unix socket for root alone; empty for none.
+    pub socket: PathBuf,
+    /// Addresses and ports on which everybody may read metrics and health.
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Default for Observe {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/podd/observe.sock"),
+            listen: Vec::new(),
+        }
+    }
+}
+
+impl Observe {
+    /// The first key whose value makes no sense, and why.
+    pub(super) fn objection(&self) -> Option<(&'static str, String)> {
+        if !self.socket.as_os_str().is_empty() && !self.socket.is_absolute() {
+            let reason = format!("{} is not an absolute path", self.socket.display());
+            return Some(("observe.socket", reason));
+        }
+        let port = self.listen.iter().find(|address| address.port() == 0)?;
+        Some(("observe.listen", format!("{port} names no port")))
+    }
+}

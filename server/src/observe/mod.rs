@@ -1,0 +1,16 @@
+//! What podd tells about itself: metrics, health, and its log level, over HTTP on a socket of their own.
+//!
+//! ```text
+//! cri::layers, engine ──▶ metrics ──┐
+//! engine, state, /proc ──▶ scrape ──┼─▶ listener ──▶ Prometheus, probes, operators
+//!                         health ───┘
+//! ```
+//!
+//! Owns the names of all metrics (`docs/observability.md`) and the checks behind `/healthz` and `/readyz`. What can be
+//! counted when somebody asks is counted then; only durations and failures are noted as they happen.
+
+pub mod health;
+pub mod listener;
+pub mod metrics;
+mod process;
+mod scrape;
