@@ -36,6 +36,8 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// The built-in pod network.
     pub network: Network,
+    /// The Container Device Interface.
+    pub cdi: Cdi,
     /// The local image store.
     pub images: Images,
     /// Registries and their mirrors.
@@ -57,6 +59,7 @@ impl Default for Config {
             streaming: Streaming::default(),
             cgroup: Cgroup::default(),
             network: Network::default(),
+            cdi: Cdi::default(),
             images: Images::default(),
             registries: Registries::default(),
             timeouts: Timeouts::default(),
@@ -190,6 +193,22 @@ pub enum SubnetSource {
     Config,
     /// Only the kubelet; the network is not ready before it has.
     Kubelet,
+}
+
+/// The Container Device Interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cdi {
+    /// Directories of spec files; what is in a later one wins.
+    pub spec_dirs: Vec<PathBuf>,
+}
+
+impl Default for Cdi {
+    fn default() -> Self {
+        Self {
+            spec_dirs: vec![PathBuf::from("/etc/cdi"), PathBuf::from("/var/run/cdi")],
+        }
+    }
 }
 
 /// The local image store.
@@ -354,7 +373,8 @@ impl Config {
             ("run_dir", &self.run_dir),
             ("cgroup.root", &self.cgroup.root),
         ];
-        for (key, path) in paths {
+        let spec_dirs = self.cdi.spec_dirs.iter().map(|dir| ("cdi.spec_dirs", dir));
+        for (key, path) in paths.into_iter().chain(spec_dirs) {
             if !path.is_absolute() {
                 return Some((key, format!("{} is not an absolute path", path.display())));
             }
@@ -512,6 +532,10 @@ mod tests {
             (
                 "[limits]\nexec_sync_output_bytes = 83886080",
                 "limits.exec_sync_output_bytes",
+            ),
+            (
+                "[cdi]\nspec_dirs = [\"cdi\"]",
+                "cdi.spec_dirs: cdi is not an absolute path",
             ),
             ("[cgroup]\ndriver = \"sysd\"", ":2: unknown variant `sysd`"),
             ("[cgroup]\ndefault_parent = \"podd\"", "cgroup.default_parent"),

@@ -4,6 +4,7 @@
 
 // Visible to the tests in virtual machines (../vm), which compile all this in.
 pub(crate) mod case;
+pub(crate) mod cdi;
 pub(crate) mod crash;
 pub(crate) mod errors;
 pub(crate) mod exec;
@@ -74,6 +75,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         streaming::CASES,
         security::CASES,
         mounts::CASES,
+        cdi::CASES,
         errors::CASES,
         recovery::CASES,
         crash::CASES,

@@ -44,7 +44,7 @@ fn config(name: &str, host: u32) -> pb::PodSandboxConfig {
 }
 
 /// A pod with a user namespace, if this machine can have one.
-fn pod(env: &mut Env<'_>, name: &str) -> Result<Pod> {
+pub(crate) fn pod(env: &mut Env<'_>, name: &str) -> Result<Pod> {
     let status = env.cri()?.status(pb::StatusRequest { verbose: false })?;
     let handler = status.runtime_handlers.first().context("no handler")?;
     if !handler.features.as_ref().is_some_and(|f| f.user_namespaces) {
@@ -54,7 +54,7 @@ fn pod(env: &mut Env<'_>, name: &str) -> Result<Pod> {
 }
 
 /// A container of such a pod.
-fn shell(name: &str, script: &str) -> pb::ContainerConfig {
+pub(crate) fn shell(name: &str, script: &str) -> pb::ContainerConfig {
     let mut config = cri::shell(name, script);
     let security = cri::security(&mut config);
     let namespaces = security.namespace_options.get_or_insert_default();

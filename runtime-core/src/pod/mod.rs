@@ -14,4 +14,4 @@ pub use podinit::wire::{
 pub use programs::{Programs, SealError};
 pub use socket::{Podinit, Received, connect, listen, receive, send, spawn};
 pub use users::{IdRange, ProbeError, UserNamespaces, probe_user_namespaces, user_namespace};
-pub use volumes::{OpenVolume, VolumeError, Volumes};
+pub use volumes::{Missing, OpenVolume, VolumeError, Volumes};

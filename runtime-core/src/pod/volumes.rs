@@ -13,6 +13,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::Programs;
 use super::helper::Helper;
+use crate::compile::Volume;
 use crate::plan::{FileKind, mount_flag};
 
 /// Why a volume could not be opened.
@@ -52,6 +53,15 @@ pub enum VolumeError {
     Helper(#[source] io::Error),
 }
 
+/// What becomes of a path that does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// A directory is made there.
+    Create,
+    /// It is an error.
+    Refuse,
+}
+
 /// An opened volume: a detached mount, attached by whoever gets it.
 #[derive(Debug)]
 pub struct OpenVolume {
@@ -79,18 +89,19 @@ impl Volumes {
         Ok(Self { helper, deadline })
     }
 
-    /// Opens one path: with the mounts below it when `recursive`, created as a directory when it is missing.
-    /// `propagation` is one of [`mount_flag`]: slave and shared need a mount that is itself shared.
+    /// Opens one volume. Slave and shared propagation need a mount that is itself shared.
     ///
     /// # Errors
     /// The path cannot be opened or hangs, after which nothing else can be opened here, or its mount is private.
-    pub fn open(&self, path: &Path, recursive: bool, propagation: u64) -> Result<OpenVolume, VolumeError> {
+    pub fn open(&self, volume: &Volume<'_>, missing: Missing) -> Result<OpenVolume, VolumeError> {
+        let (path, recursive, propagation) = (volume.source, volume.recursive, volume.propagation);
         let refused = |source: io::Error| VolumeError::Open {
             path: path.to_owned(),
             source,
         };
         let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|error| refused(error.into()))?;
-        let flags = CREATE | if recursive { RECURSIVE } else { 0 };
+        let create = if missing == Missing::Create { CREATE } else { 0 };
+        let flags = create | if recursive { RECURSIVE } else { 0 };
         let request = [&flags.to_le_bytes(), c_path.as_bytes_with_nul()].concat();
         if request.len() > MAX_REQUEST {
             return Err(refused(io::ErrorKind::InvalidFilename.into()));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tonic::{Code, Status};
 
+use crate::cdi::CdiError;
 use crate::engine::EngineError;
 use crate::engine::error::sentence;
 use crate::engine::native::Kind;
@@ -82,6 +83,7 @@ fn engine(e: &EngineError) -> Code {
         | EngineError::ContainerPhase { .. }
         | EngineError::NotRunning { .. } => Code::FailedPrecondition,
         EngineError::Spec(_) | EngineError::Device(_) | EngineError::Seccomp(_) => Code::InvalidArgument,
+        EngineError::Cdi(e) => cdi(e),
         EngineError::NoAppArmorProfile(_) => Code::FailedPrecondition,
         EngineError::UnknownHandler(_) | EngineError::PodCidr(_) | EngineError::NotInPod(_) => {
             Code::InvalidArgument
@@ -102,6 +104,16 @@ fn engine(e: &EngineError) -> Code {
         },
         EngineError::Unwound { source, .. } => engine(source),
         EngineError::Record(_) | EngineError::MakeId(_) | EngineError::Panicked(_) => Code::Internal,
+    }
+}
+
+fn cdi(e: &CdiError) -> Code {
+    match e {
+        CdiError::Unknown { .. } => Code::NotFound,
+        CdiError::Unsupported { .. } => Code::Unimplemented,
+        CdiError::Conflict { .. } | CdiError::Node { .. } | CdiError::OtherKind { .. } => {
+            Code::FailedPrecondition
+        }
     }
 }
 

@@ -14,12 +14,13 @@ use podd_images::Image;
 use runtime_core::cgroup::{DeviceProgram, DeviceRules, Limits};
 use runtime_core::compile::{self, ContainerInputs, ExecInputs, Identity, ProcessInputs, RootLayers, Who};
 use runtime_core::plan::{FileKind, GroupsPolicy};
-use runtime_core::pod::Volumes;
+use runtime_core::pod::{Missing, Volumes};
 use runtime_core::seccomp::{self, Filter};
 
 use super::container::open_log;
 use super::native::NativeError;
 use super::{Engine, EngineError, plans};
+use crate::cdi::Edits;
 use crate::model::{ContainerId, IdMaps, Seccomp};
 use crate::spec::{self, ImageDefaults, Inputs, PodFiles, devices};
 use crate::state::store::{Container, Pod};
@@ -65,7 +66,7 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         upper: format!("{nest_dir}/upper"),
         work: format!("{nest_dir}/work"),
     };
-    let (volumes, kinds) = open_volumes(engine, &built)?;
+    let (volumes, kinds) = open_volumes(engine, container, &built)?;
     let process = ProcessInputs {
         identity: Some(built.identity.clone()),
         env: Some(built.env.clone()),
@@ -118,6 +119,7 @@ fn decide(
     let devices = devices::find(&container.config.devices).map_err(EngineError::Device)?;
     let (host_dir, nest_dir) = (pod_dir.to_string_lossy(), in_nest(engine, &pod_dir));
     let profile = localhost_profile(&container.config.security.seccomp)?;
+    let no_edits = Edits::default();
     let cgroup = format!(
         "{}/{}",
         pod.record.cgroup.as_deref().unwrap_or_default(),
@@ -133,6 +135,7 @@ fn decide(
             nest_dir: &nest_dir,
         },
         devices: &devices,
+        cdi: container.record.cdi.as_deref().unwrap_or(&no_edits),
         seccomp: profile.as_ref(),
         images: &image_layers(container),
         cgroup: &cgroup,
@@ -188,7 +191,11 @@ fn device_program(engine: &Engine, spec: &Spec) -> Result<Option<DeviceProgram>,
 }
 
 /// Opens the volumes of a spec through a disposable process; nothing is started where there are none.
-fn open_volumes(engine: &Engine, built: &spec::Built) -> Result<(Vec<OwnedFd>, Vec<FileKind>), EngineError> {
+fn open_volumes(
+    engine: &Engine,
+    container: &Container,
+    built: &spec::Built,
+) -> Result<(Vec<OwnedFd>, Vec<FileKind>), EngineError> {
     let wanted = compile::volumes(&built.spec, &built.nest).map_err(NativeError::from)?;
     if wanted.is_empty() {
         return Ok((Vec::new(), Vec::new()));
@@ -196,9 +203,19 @@ fn open_volumes(engine: &Engine, built: &spec::Built) -> Result<(Vec<OwnedFd>, V
     let helper = Volumes::start(&engine.native.programs, VOLUME_DEADLINE).map_err(NativeError::from)?;
     let mut opened = Vec::with_capacity(wanted.len());
     for volume in wanted {
-        let mount = helper
-            .open(volume.source, volume.recursive, volume.propagation)
-            .map_err(NativeError::from)?;
+        // What a CDI device needs has to be there; an empty directory in its place would be a lie.
+        let missing = match &container.record.cdi {
+            Some(edits)
+                if edits
+                    .mounts
+                    .iter()
+                    .any(|m| Path::new(&m.destination) == volume.destination) =>
+            {
+                Missing::Refuse
+            }
+            _ => Missing::Create,
+        };
+        let mount = helper.open(&volume, missing).map_err(NativeError::from)?;
         opened.push((mount.mount, mount.kind));
     }
     Ok(opened.into_iter().unzip())

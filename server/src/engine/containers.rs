@@ -18,6 +18,7 @@ use super::undo::{Undo, UndoFailure};
 use super::{Act, CreateContainer, Engine, EngineError, ExecOutput, Outcome, blocking, container, exec};
 use super::{exits, now, settle};
 use crate::apparmor;
+use crate::cdi::{self, Edits};
 use crate::model::{
     AppArmor, ContainerConfig, ContainerId, ContainerMetadata, ContainerPid, MountSource, StopSignal,
 };
@@ -97,6 +98,7 @@ impl Engine {
         check_apparmor(&request.config).await?;
         let image = self.local_image(&request.config.image.image)?;
         let volumes = self.image_volumes(&request.config)?;
+        let cdi = self.cdi_edits(&request.config).await?;
         let id = ContainerId::random().map_err(EngineError::MakeId)?;
         let state = Arc::clone(&self.state);
         let (parent, boot_id) = (Arc::clone(pod), self.state.boot_id().to_owned());
@@ -114,6 +116,7 @@ impl Engine {
             let record = ContainerRecord {
                 boot_id,
                 image_volumes: volumes,
+                cdi,
                 ..new.record
             };
             Ok(state.insert_container(Container { record, ..new })?)
@@ -452,6 +455,18 @@ impl Engine {
             .collect()
     }
 
+    /// What the CDI devices of a request come to; nothing is read where there are none.
+    async fn cdi_edits(&self, config: &ContainerConfig) -> Result<Option<Box<Edits>>, EngineError> {
+        if config.cdi_devices.is_empty() {
+            return Ok(None);
+        }
+        let (dirs, names) = (self.config.cdi.spec_dirs.clone(), config.cdi_devices.clone());
+        let found = blocking("CreateContainer", move || -> Result<_, EngineError> {
+            Ok(cdi::find(&dirs, &names)?)
+        });
+        Ok(Some(Box::new(found.await?)))
+    }
+
     /// The image that a request names, from the local store.
     fn local_image(&self, name: &str) -> Result<Arc<Image>, EngineError> {
         self.images
@@ -536,6 +551,7 @@ fn new_container(
             .unwrap_or_else(|| image.id.to_string()),
         layers: image.layers.clone(),
         image_volumes: Vec::new(),
+        cdi: None,
         log_path,
         cgroup: None,
         stop_signal,

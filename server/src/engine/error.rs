@@ -105,6 +105,9 @@ pub enum EngineError {
     /// A device of the request.
     #[error(transparent)]
     Device(#[from] crate::spec::devices::DeviceError),
+    /// A CDI device of the request.
+    #[error(transparent)]
+    Cdi(#[from] crate::cdi::CdiError),
     /// The image or the host lacks what the request needs.
     #[error(transparent)]
     Spec(#[from] crate::spec::SpecError),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{ContainerSecurity, Device, Mount, Resources, StopSignal};
+use super::{CdiName, ContainerSecurity, Device, Mount, Resources, StopSignal};
 
 /// What identifies a container within its pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -63,9 +63,12 @@ pub struct ContainerConfig {
     pub mounts: Vec<Mount>,
     /// Devices.
     pub devices: Vec<Device>,
+    /// Devices of the Container Device Interface, by CDI_devices and by annotations, each once.
+    pub cdi_devices: Vec<CdiName>,
     /// Labels, verbatim.
     pub labels: BTreeMap<String, String>,
-    /// Annotations, verbatim. They steer nothing.
+    /// Annotations, verbatim. Those of device plugins that name CDI devices are also in `cdi_devices`; no other
+    /// steers anything.
     pub annotations: BTreeMap<String, String>,
     /// Log file, relative to the pod's log directory and beneath it; `None` keeps no log.
     pub log_path: Option<String>,

@@ -5,6 +5,7 @@
 //! clock. Rules that need the host (does it have SELinux?) belong to [`crate::spec`], rules that need the store
 //! (does the pod exist?) to the engine.
 
+mod cdi;
 mod container;
 mod ids;
 mod mounts;
@@ -16,6 +17,7 @@ mod resources;
 mod security;
 mod signal;
 
+pub use cdi::{CdiName, is_device as is_cdi_device, is_kind as is_cdi_kind};
 pub use container::{ContainerConfig, ContainerMetadata, EnvVar, ImageSpec};
 pub use ids::{ContainerId, IdError, PodId};
 pub use mounts::{Device, Mount, MountOptions, MountSource, Propagation, ReadOnly};

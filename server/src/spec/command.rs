@@ -35,7 +35,7 @@ pub(super) fn directory(inputs: &Inputs<'_>) -> Result<String, SpecError> {
     })
 }
 
-/// The environment: podd's own, then the image's, then the request's; the last value of a name counts and stands
+/// The environment: podd's own, then the image's, then the request's, then that of CDI devices; the last value of a name counts and stands
 /// where the name stood first.
 pub(super) fn environment(inputs: &Inputs<'_>) -> Vec<Vec<u8>> {
     let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
@@ -59,6 +59,11 @@ pub(super) fn environment(inputs: &Inputs<'_>) -> Vec<Vec<u8>> {
     }
     for variable in &inputs.container.envs {
         set(variable.key.as_bytes(), &variable.value);
+    }
+    for variable in &inputs.cdi.env {
+        if let Some((name, value)) = variable.split_once('=') {
+            set(name.as_bytes(), value.as_bytes());
+        }
     }
     env.into_iter()
         .map(|(name, value)| [name.as_slice(), b"=", value.as_slice()].concat())

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use thiserror::Error;
 
-use super::Inputs;
+use runtime_core::compile::Who;
+
+use super::{Inputs, SpecError, user};
+use crate::cdi::{DeviceNode, NodeKind};
 use crate::model::Device;
 
 /// Directories of /dev that are file systems of their own or belong to each container (as containerd leaves out).
@@ -129,15 +132,56 @@ fn node(path: &Path, target: &Path) -> io::Result<Option<LinuxDevice>> {
     Ok(Some(device))
 }
 
-/// The nodes of a container beside the default ones: all of the host's when it is privileged.
-pub(super) fn nodes(inputs: &Inputs<'_>) -> Vec<LinuxDevice> {
-    let mut nodes: Vec<LinuxDevice> = inputs.devices.iter().map(|found| found.node.clone()).collect();
+/// The nodes of a container beside the default ones, each path once: those of CDI devices before those of the
+/// request, and all of the host's when it is privileged.
+pub(super) fn nodes(inputs: &Inputs<'_>) -> Result<Vec<LinuxDevice>, SpecError> {
+    let of_cdi = inputs.cdi.devices.iter();
+    let mut nodes = of_cdi
+        .map(|node| of_cdi_device(node, inputs))
+        .collect::<Result<Vec<_>, _>>()?;
+    let asked = inputs.devices.iter().map(|found| &found.node);
+    let asked: Vec<_> = asked
+        .filter(|device| !nodes.iter().any(|node| node.path() == device.path()))
+        .cloned()
+        .collect();
+    nodes.extend(asked);
     if inputs.container.security.privileged {
         let asked = |device: &&LinuxDevice| !nodes.iter().any(|node| node.path() == device.path());
         let host: Vec<LinuxDevice> = inputs.host.devices.iter().filter(asked).cloned().collect();
         nodes.extend(host);
     }
-    nodes
+    Ok(nodes)
+}
+
+/// The node of a CDI device. One without an owner is the container's user's, as far as the request says who that is
+/// (as in the reference implementation).
+fn of_cdi_device(node: &DeviceNode, inputs: &Inputs<'_>) -> Result<LinuxDevice, SpecError> {
+    let identity = user::identity(inputs)?;
+    let number = |who: &Who| if let Who::Id(id) = who { *id } else { 0 };
+    let users = inputs.pod.namespaces.user;
+    // The stage makes nodes as the host's root: ids of the container are the host's behind the first of its range.
+    let uid = node.uid.unwrap_or_else(|| number(&identity.user));
+    let uid = users.map_or(uid, |ids| ids.users.host.saturating_add(uid));
+    let gid = node.gid.unwrap_or_else(|| number(&identity.group));
+    let gid = users.map_or(gid, |ids| ids.groups.host.saturating_add(gid));
+    let mut device = LinuxDevice::default();
+    device
+        .set_path(PathBuf::from(&node.path))
+        .set_typ(oci_type(node.kind))
+        .set_major(node.major.into())
+        .set_minor(node.minor.into())
+        .set_file_mode(node.mode)
+        .set_uid(Some(uid))
+        .set_gid(Some(gid));
+    Ok(device)
+}
+
+fn oci_type(kind: NodeKind) -> LinuxDeviceType {
+    match kind {
+        NodeKind::Char => LinuxDeviceType::C,
+        NodeKind::Block => LinuxDeviceType::B,
+        NodeKind::Fifo => LinuxDeviceType::P,
+    }
 }
 
 /// Rules of the device cgroup: everything when privileged; else nodes may be made, and only the default devices
@@ -155,6 +199,19 @@ pub(super) fn rules(inputs: &Inputs<'_>) -> Vec<LinuxDeviceCgroup> {
             Some(node.major()),
             Some(node.minor()),
             &found.permissions,
+        )
+    }));
+    // The device cgroup knows no FIFOs.
+    let of_cdi = inputs.cdi.devices.iter();
+    let of_cdi = of_cdi.filter(|node| node.kind != NodeKind::Fifo && !node.permissions.is_empty());
+    rules.extend(of_cdi.map(|node| {
+        let (major, minor) = (node.major.into(), node.minor.into());
+        rule(
+            true,
+            Some(oci_type(node.kind)),
+            Some(major),
+            Some(minor),
+            &node.permissions,
         )
     }));
     rules

@@ -22,7 +22,7 @@ mod user;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxBuilder, LinuxDevice, LinuxSeccomp, Root, Spec};
+use oci_spec::runtime::{LinuxBuilder, LinuxSeccomp, Root, Spec};
 use runtime_core::compile::{Identity, ImageMount, NestMount};
 
 pub use error::SpecError;
@@ -30,6 +30,7 @@ pub use host::HostFacts;
 pub use image::ImageDefaults;
 pub use resources::{Change, linux_resources, read_back};
 
+use crate::cdi::Edits;
 use crate::model::{ContainerConfig, PodConfig};
 
 /// Version of the OCI runtime spec that podd writes.
@@ -59,6 +60,8 @@ pub struct Inputs<'a> {
     pub files: PodFiles<'a>,
     /// The devices that the request names, looked up by [`devices::find`].
     pub devices: &'a [devices::Found],
+    /// What its CDI devices add.
+    pub cdi: &'a Edits,
     /// The localhost seccomp profile, if the request names one and it was read.
     pub seccomp: Option<&'a LinuxSeccomp>,
     /// Layers of the images that mounts name, from top to bottom, by the mount's path in the container.
@@ -111,6 +114,9 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
                 .collect::<HashMap<_, _>>(),
         ))
         .set_linux(Some(linux(inputs)?));
+    if let Some(hooks) = &inputs.cdi.hooks {
+        spec.set_hooks(Some(hooks.clone()));
+    }
     Ok(Built {
         spec,
         identity: user::identity(inputs)?,
@@ -135,7 +141,7 @@ fn linux(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Linux, SpecError> {
         .namespaces(security::namespaces(inputs))
         .resources(resources)
         .cgroups_path(PathBuf::from(inputs.cgroup))
-        .devices(devices::nodes(inputs).into_iter().collect::<Vec<LinuxDevice>>())
+        .devices(devices::nodes(inputs)?)
         .masked_paths(hidden(&security.masked_paths))
         .readonly_paths(hidden(&security.readonly_paths))
         .build()

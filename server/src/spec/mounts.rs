@@ -62,11 +62,13 @@ pub(super) fn mounts(
     inputs: &Inputs<'_>,
 ) -> Result<(Vec<OciMount>, BTreeMap<PathBuf, NestMount>), SpecError> {
     let security = &inputs.container.security;
+    let of_devices = inputs.cdi.mounts.iter().map(|m| m.destination.as_str());
     let requested: BTreeSet<&str> = inputs
         .container
         .mounts
         .iter()
         .map(|m| m.container_path.as_str())
+        .chain(of_devices)
         .collect();
     let below = |path: &str| {
         let above = path
@@ -101,8 +103,11 @@ pub(super) fn mounts(
         let host = format!("{}/{name}", inputs.files.host_dir);
         binds.push(oci(path, "bind", &host, ["rbind", "rprivate", file_access]));
     }
-    for mount in &inputs.container.mounts {
+    for mount in own_mounts(inputs) {
         binds.push(of_request(mount)?);
+    }
+    for mount in &inputs.cdi.mounts {
+        binds.push(of_cdi(mount, inputs)?);
     }
     binds.sort_by_key(|mount| mount.destination().components().count());
     mounts.append(&mut binds);
@@ -128,6 +133,29 @@ fn shm(inputs: &Inputs<'_>, nest: &mut BTreeMap<PathBuf, NestMount>) -> OciMount
         source,
         ["rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"],
     )
+}
+
+/// The mounts of the request, without those that CDI devices have others for.
+fn own_mounts<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Mount> {
+    let taken = &inputs.cdi.mounts;
+    let mounts = inputs.container.mounts.iter();
+    mounts.filter(|mount| {
+        !taken
+            .iter()
+            .any(|other| other.destination == mount.container_path)
+    })
+}
+
+/// A mount of a CDI device. In a pod with a user namespace files keep their owners, as in the reference
+/// implementation.
+fn of_cdi(mount: &crate::cdi::Mount, inputs: &Inputs<'_>) -> Result<OciMount, SpecError> {
+    let options = mount.options.iter().map(String::as_str);
+    let mut made = oci(&mount.destination, &mount.kind, &mount.source, options);
+    if let Some(ids) = inputs.pod.namespaces.user.filter(|_| mount.kind == "bind") {
+        made.set_uid_mappings(Some(mapping(ids.users)?))
+            .set_gid_mappings(Some(mapping(ids.groups)?));
+    }
+    Ok(made)
 }
 
 /// A mount of the request.
@@ -173,7 +201,7 @@ const IMAGE: [&str; 3] = ["ro", "nosuid", "nodev"];
 /// What the image volumes are made of.
 pub(super) fn images(inputs: &Inputs<'_>) -> Result<BTreeMap<PathBuf, ImageMount>, SpecError> {
     let mut images = BTreeMap::new();
-    for mount in &inputs.container.mounts {
+    for mount in own_mounts(inputs) {
         let MountSource::Image { image, sub_path } = &mount.source else {
             continue;
         };

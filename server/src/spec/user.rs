@@ -18,10 +18,18 @@ pub(super) fn identity(inputs: &Inputs<'_>) -> Result<Identity, SpecError> {
         Some(User::Name(name)) => (Who::Name(name.clone()), Who::Unset),
         None => of_image(inputs.image.user)?,
     };
+    let mut groups = run_as.groups.ids.clone();
+    groups.extend(
+        inputs
+            .cdi
+            .groups
+            .iter()
+            .filter(|gid| !run_as.groups.ids.contains(gid)),
+    );
     Ok(Identity {
         user,
         group: run_as.group.map_or(group, Who::Id),
-        groups: run_as.groups.ids.clone(),
+        groups,
         policy: match run_as.groups.policy {
             GroupsPolicy::Merge => Policy::Merge,
             GroupsPolicy::Strict => Policy::Strict,

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::phase::{ContainerPhase, Nanos, PodPhase};
 use super::trash::Trash;
+use crate::cdi::Edits;
 use crate::model::{ContainerId, PodId, Resources, StopSignal};
 
 /// The format this podd writes, and the only one it reads so far.
@@ -182,6 +183,9 @@ pub struct ContainerRecord {
     /// The images that it mounts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub image_volumes: Vec<ImageVolume>,
+    /// What its CDI devices add to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cdi: Option<Box<Edits>>,
     /// Its log file, where the pod has a log directory.
     #[serde(default)]
     pub log_path: Option<PathBuf>,

@@ -4,7 +4,8 @@ use podd_proto::v1;
 
 use super::{At, given, mounts, resources, security, sorted};
 use crate::model::{
-    ContainerConfig, ContainerMetadata, ContainerPid, EnvVar, PodConfig, PodPid, Refused, Share, StopSignal,
+    CdiName, ContainerConfig, ContainerMetadata, ContainerPid, EnvVar, PodConfig, PodPid, Refused, Share,
+    StopSignal,
 };
 
 impl TryFrom<v1::ContainerConfig> for ContainerConfig {
@@ -20,11 +21,6 @@ impl TryFrom<&v1::ContainerConfig> for ContainerConfig {
         let at = At::Root("config");
         if config.windows.is_some() {
             return Err(at.field("windows").unsupported("a Windows container"));
-        }
-        if !config.cdi_devices.is_empty() {
-            return Err(at
-                .field("CDI_devices")
-                .unsupported("the Container Device Interface"));
         }
         let image_at = at.field("image");
         let absent = v1::LinuxContainerConfig::default();
@@ -45,6 +41,7 @@ impl TryFrom<&v1::ContainerConfig> for ContainerConfig {
             envs: envs(&at.field("envs"), &config.envs)?,
             mounts: mounts::mounts(&at.field("mounts"), &config.mounts)?,
             devices: mounts::devices(&at.field("devices"), &config.devices)?,
+            cdi_devices: cdi_devices(&at, config)?,
             labels: sorted(&config.labels),
             annotations: sorted(&config.annotations),
             log_path: given(&config.log_path)
@@ -127,6 +124,37 @@ fn metadata(at: &At<'_>, metadata: Option<&v1::ContainerMetadata>) -> Result<Con
         name: at.field("name").name(&metadata.name)?,
         attempt: metadata.attempt,
     })
+}
+
+/// What the annotations of older device plugins begin with that name CDI devices.
+const CDI_ANNOTATION: &str = "cdi.k8s.io/";
+
+/// The field first, then annotations by key, as under containerd and CRI-O.
+fn cdi_devices(at: &At<'_>, config: &v1::ContainerConfig) -> Result<Vec<CdiName>, Refused> {
+    let mut names: Vec<CdiName> = Vec::new();
+    let mut add = |at: &At<'_>, text: &str| -> Result<(), Refused> {
+        let wrong = || {
+            at.invalid(format!(
+                "{text:?} is not the name of a CDI device, vendor/class=device"
+            ))
+        };
+        let name = CdiName::parse(text).ok_or_else(wrong)?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+        Ok(())
+    };
+    for (n, device) in config.cdi_devices.iter().enumerate() {
+        add(&at.field("CDI_devices").index(n).field("name"), &device.name)?;
+    }
+    for (key, value) in sorted(&config.annotations) {
+        if key.starts_with(CDI_ANNOTATION) {
+            for name in value.split(',') {
+                add(&at.field("annotations").key(&key), name)?;
+            }
+        }
+    }
+    Ok(names)
 }
 
 fn strings(at: &At<'_>, list: &[String]) -> Result<Vec<String>, Refused> {

@@ -1,5 +1,6 @@
 //! Requests as kubelets send them, compared with what is made of them.
 
+mod cdi;
 mod mounts;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ struct Case {
     container: v1::ContainerConfig,
     host: HostFacts,
     image: ImageDefaults<'static>,
+    cdi: Edits,
 }
 
 impl Case {
@@ -64,6 +66,7 @@ impl Case {
                 least_oom_score_adj: -1000,
             },
             image: ImageDefaults::default(),
+            cdi: Edits::default(),
         }
     }
 
@@ -111,6 +114,7 @@ impl Case {
                 nest_dir: "/store/pods/p",
             },
             devices: &[],
+            cdi: &self.cdi,
             seccomp: None,
             images: &[("/image".to_owned(), vec!["3".to_owned(), "1".to_owned()])].into(),
             cgroup: "kubepods/pod1/c",

@@ -101,6 +101,7 @@ pub(crate) fn container(pod: &Pod, name: &str) -> Container {
         image_ref: format!("docker.io/library/busybox@sha256:{}", "2".repeat(64)),
         layers: vec![],
         image_volumes: Vec::new(),
+        cdi: None,
         log_path: Some(PathBuf::from(format!("/var/log/pods/x/{name}/0.log"))),
         cgroup: None,
         stop_signal: StopSignal::TERM,

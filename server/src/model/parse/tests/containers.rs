@@ -122,8 +122,41 @@ fn devices_have_paths_and_permissions() {
         let refused = field(device(container_path, host_path, permissions));
         assert_eq!(refused, format!("config.devices[0].{path}"));
     }
-    let cdi = container_with(|c| c.cdi_devices = vec![v1::CdiDevice { name: "a/b=c".into() }]);
-    assert_eq!(field(cdi), "config.CDI_devices?");
+}
+
+#[test]
+fn cdi_devices_come_from_the_field_and_from_annotations() {
+    let names = |listed: &[&str], annotations: &[(&str, &str)]| {
+        container_with(|c| {
+            let device = |name: &&str| v1::CdiDevice {
+                name: (*name).to_owned(),
+            };
+            c.cdi_devices = listed.iter().map(device).collect();
+            let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+            c.annotations = annotations.iter().map(own).collect();
+        })
+        .map(|c| c.cdi_devices.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let asked = names(
+        &["v.com/gpu=1", "v.com/gpu=0", "v.com/gpu=1"],
+        &[
+            ("cdi.k8s.io/z_1", "v.com/nic=a,v.com/gpu=0"),
+            ("cdi.k8s.io/a_1", "v.com/nic=b"),
+            ("example.com/cdi.k8s.io", "not a device"),
+        ],
+    );
+    assert_eq!(
+        asked.unwrap(),
+        ["v.com/gpu=1", "v.com/gpu=0", "v.com/nic=b", "v.com/nic=a"]
+    );
+    assert_eq!(
+        field(names(&["v.com/gpu=0", "/dev/null"], &[])),
+        "config.CDI_devices[1].name"
+    );
+    assert_eq!(
+        field(names(&[], &[("cdi.k8s.io/p", "v.com/gpu=0,")])),
+        "config.annotations[\"cdi.k8s.io/p\"]"
+    );
 }
 
 #[test]
