@@ -33,7 +33,8 @@ impl Vendor {
         vendor.write("/etc/cdi/vendor.json", edits)
     }
 
-    fn new() -> Result<Self> {
+    /// One without spec files.
+    pub fn new() -> Result<Self> {
         let dir = PathBuf::from(format!("{WORK_DIR}/cdi-{}", cri::unique()));
         // Open to the roots of user namespaces.
         fs::DirBuilder::new().mode(0o755).create(&dir)?;
@@ -44,22 +45,33 @@ impl Vendor {
         })
     }
 
-    /// Adds a spec file.
-    pub fn write(self, path: &str, edits: &Value) -> Result<Self> {
+    /// The same with a further spec file.
+    pub fn write(mut self, path: &str, edits: &Value) -> Result<Self> {
+        self.add(path, edits)?;
+        Ok(self)
+    }
+
+    /// Adds a spec file whose device `a` has these edits.
+    pub fn add(&mut self, path: &str, edits: &Value) -> Result<()> {
         let spec = json!({
             "cdiVersion": "0.7.0",
             "kind": "vendor.com/device",
             "devices": [{"name": "a", "containerEdits": edits}],
         });
-        self.write_text(path, &spec.to_string())
+        self.add_text(path, &spec.to_string())
     }
 
     fn write_text(mut self, path: &str, text: &str) -> Result<Self> {
+        self.add_text(path, text)?;
+        Ok(self)
+    }
+
+    fn add_text(&mut self, path: &str, text: &str) -> Result<()> {
         let path = PathBuf::from(path);
-        fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+        fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/")))?;
         fs::write(&path, text)?;
         self.files.push(path);
-        Ok(self)
+        Ok(())
     }
 }
 

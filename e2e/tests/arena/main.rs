@@ -8,6 +8,7 @@ pub(crate) mod cdi;
 pub(crate) mod crash;
 pub(crate) mod errors;
 pub(crate) mod exec;
+pub(crate) mod hooks;
 pub(crate) mod images;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
@@ -76,6 +77,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         security::CASES,
         mounts::CASES,
         cdi::CASES,
+        hooks::CASES,
         errors::CASES,
         recovery::CASES,
         crash::CASES,

@@ -9,7 +9,7 @@ use super::namespaces::Layout;
 use super::process::{self, Variant};
 use super::text::{borrow, path, text, texts};
 use super::users::{Made, Users};
-use super::{CompileError, ContainerInputs, RootLayers, mounts};
+use super::{CompileError, ContainerInputs, RootLayers, hooks, mounts};
 use crate::plan::{Device, Layers, PlanBuf, Slot, Step};
 use linux_raw_sys::general as sys;
 
@@ -42,7 +42,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     let process = process::of(spec)?;
     let layout = Layout::of(spec)?;
     let users = Users::of(spec, &layout)?;
-    let mut made = Made::behind(inputs.volumes.len());
+    let mut made = Made::behind(inputs.volumes.len() + usize::from(hooks::needs_host_tree(spec)));
     let mut plan = PlanBuf::new();
 
     process::oom_score(&mut plan, process)?;
@@ -94,6 +94,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     if process.terminal() == Some(true) {
         plan.push(&Step::Console);
     }
+    hooks::before_root(&mut plan, spec, inputs, users.is_some())?;
     plan.push(&Step::PivotRoot);
     let read_only_root = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true);
     let args = process.args().as_deref().unwrap_or_default();
@@ -106,6 +107,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
             create_cwd: true,
             read_only_root,
             gate: true,
+            hooks: inputs.hooks.as_ref(),
             limits: users.is_none(),
         },
     )?;
@@ -114,7 +116,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
 
 /// Parts of a spec that would be lost: better no container than one that lacks what was asked for.
 fn refuse_unknown(spec: &Spec) -> Result<(), CompileError> {
-    let mut lost: Vec<(bool, &str)> = vec![(spec.hooks().is_some(), "hooks")];
+    let mut lost: Vec<(bool, &str)> = Vec::new();
     if let Some(process) = spec.process() {
         lost.extend([
             (process.selinux_label().is_some(), "SELinux label"),

@@ -52,6 +52,7 @@ pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
         create_cwd: false,
         read_only_root: false,
         gate: false,
+        hooks: None,
         limits: users.is_none(),
     };
     process::finish(&mut plan, spec, &inputs.process, &variant)?;

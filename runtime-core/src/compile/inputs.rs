@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::CapSet;
+use super::{CapSet, HookInputs};
 use crate::plan::{FileKind, GroupsPolicy};
 use crate::seccomp::Filter;
 
@@ -102,6 +102,9 @@ pub struct ContainerInputs {
     pub images: BTreeMap<PathBuf, ImageMount>,
     /// What the volumes are, in the order of [`super::volumes`]; volume n is in slot 12 + n.
     pub volumes: Vec<FileKind>,
+    /// What hooks need, where the spec has any. The host's tree for those of `createContainer` is in the slot behind
+    /// the volumes ([`super::needs_host_tree`]).
+    pub hooks: Option<HookInputs>,
     /// The process.
     pub process: ProcessInputs,
 }

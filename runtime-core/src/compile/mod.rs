@@ -11,6 +11,7 @@ mod caps;
 mod container;
 mod error;
 mod exec;
+mod hooks;
 mod inputs;
 mod mounts;
 mod namespaces;
@@ -25,6 +26,7 @@ pub use caps::{CapSet, UnknownCap};
 pub use container::container;
 pub use error::CompileError;
 pub use exec::exec;
+pub use hooks::{HookInputs, needs_host_tree, timeout_ms};
 pub use inputs::{
     ContainerInputs, ExecInputs, Identity, ImageMount, NestMount, PodInputs, ProcessInputs, RootLayers, Who,
 };

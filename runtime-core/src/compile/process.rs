@@ -1,13 +1,14 @@
 //! The end that container and exec plans share: from limits to `execve`.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 
 use oci_spec::runtime::{PosixRlimitType, Process, Spec};
 
 use super::text::{borrow, path, text, texts};
-use super::{CapSet, CompileError, Identity, ProcessInputs, Who};
+use super::{CapSet, CompileError, HookInputs, Identity, ProcessInputs, Who, hooks};
 use crate::plan::{Caps, GroupsPolicy, PlanBuf, Step, UserRef};
-use crate::seccomp;
+use crate::seccomp::{self, Filter};
 
 /// Search path of a process whose environment has none, as Docker and containerd set it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -22,6 +23,8 @@ pub(super) struct Variant<'a> {
     pub read_only_root: bool,
     /// Wait between confinement and `execve`.
     pub gate: bool,
+    /// What the hooks between the two need.
+    pub hooks: Option<&'a HookInputs>,
     /// Set the resource limits; else that was done before.
     pub limits: bool,
 }
@@ -86,10 +89,17 @@ pub(super) fn finish(
         plan.push(&Step::NoNewPrivileges);
     }
     plan.push(&Step::Become(capabilities(process, inputs.host_caps)));
+    let filter = filter(spec, inputs)?;
     if variant.gate {
         plan.push(&Step::Gate);
+        hooks::before_exec(plan, spec, variant.hooks, filter.as_deref())?;
     }
-    filter(plan, spec, inputs)?;
+    if let Some(filter) = filter {
+        plan.push(&Step::Seccomp {
+            program: filter.program(),
+            flags: filter.flags(),
+        });
+    }
     plan.push(&Step::Exec {
         argv: borrow(&argv),
         env: borrow(&env),
@@ -224,21 +234,13 @@ fn capabilities(process: &Process, host: CapSet) -> Caps {
     }
 }
 
-fn filter(plan: &mut PlanBuf, spec: &Spec, inputs: &ProcessInputs) -> Result<(), CompileError> {
+/// The seccomp filter: the one that the caller has kept, or a new one.
+fn filter<'a>(spec: &Spec, inputs: &'a ProcessInputs) -> Result<Option<Cow<'a, Filter>>, CompileError> {
     let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
-        return Ok(());
+        return Ok(None);
     };
-    let compiled;
-    let filter = match inputs.seccomp.as_deref() {
-        Some(cached) => cached,
-        None => {
-            compiled = seccomp::compile(profile)?;
-            &compiled
-        }
-    };
-    plan.push(&Step::Seccomp {
-        program: filter.program(),
-        flags: filter.flags(),
-    });
-    Ok(())
+    Ok(Some(match inputs.seccomp.as_deref() {
+        Some(kept) => Cow::Borrowed(kept),
+        None => Cow::Owned(seccomp::compile(profile)?),
+    }))
 }

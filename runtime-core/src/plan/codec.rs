@@ -8,7 +8,7 @@
 //!
 //! The stage that reads a plan came with it, so the format has no compatibility to keep.
 
-use super::step::{Caps, Device, FileKind, GroupsPolicy, Layers, Step, UserRef};
+use super::step::{Caps, Device, FileKind, GroupsPolicy, Hook, HookRoot, Layers, Step, UserRef};
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
@@ -164,6 +164,16 @@ impl Writer<'_> {
             .u32(d.gid);
     }
 
+    fn hook(&mut self, hook: &Hook<'_>) {
+        self.text(hook.name)
+            .text(hook.path)
+            .texts(&hook.argv)
+            .texts(&hook.env);
+        self.bytes(hook.state).u32(hook.timeout_ms);
+        self.u32((hook.root == HookRoot::Host).into());
+        self.bytes(hook.filter).u32(hook.filter_flags);
+    }
+
     /// Writes the payload and returns the opcode; [`Reader::step`] is the mirror image.
     fn step(&mut self, step: &Step<'_>) -> u16 {
         match step {
@@ -293,6 +303,8 @@ impl Writer<'_> {
             Step::RootSlot(slot) => (self.u32(*slot), 35).1,
             Step::OwnStdio { uid, gid } => (self.u32(*uid).u32(*gid), 36).1,
             Step::Chown { path, uid, gid } => (self.text(path).u32(*uid).u32(*gid), 37).1,
+            Step::HostTree { slot, root } => (self.u32(*slot).text(root), 39).1,
+            Step::Hook(hook) => (self.hook(hook), 40).1,
             // `step` has written every other one.
             _ => 38,
         }
@@ -373,6 +385,24 @@ impl<'a> Reader<'a> {
             minor: self.u32()?,
             uid: self.u32()?,
             gid: self.u32()?,
+        })
+    }
+
+    fn hook(&mut self) -> Result<Hook<'a>, DecodeError> {
+        Ok(Hook {
+            name: self.text()?,
+            path: self.text()?,
+            argv: self.list(Self::text)?,
+            env: self.list(Self::text)?,
+            state: self.bytes()?,
+            timeout_ms: self.u32()?,
+            root: if self.bool()? {
+                HookRoot::Host
+            } else {
+                HookRoot::Container
+            },
+            filter: self.bytes()?,
+            filter_flags: self.u32()?,
         })
     }
 
@@ -528,6 +558,11 @@ impl<'a> Reader<'a> {
                 gid: self.u32()?,
             },
             38 => Step::RootOfNamespace,
+            39 => Step::HostTree {
+                slot: self.u32()?,
+                root: self.text()?,
+            },
+            40 => Step::Hook(self.hook()?),
             other => return Err(DecodeError::Unknown(other)),
         })
     }

@@ -108,6 +108,38 @@ pub struct Layers<'a> {
     pub writable: Option<(&'a CStr, &'a CStr)>,
 }
 
+/// Which tree is / to a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookRoot {
+    /// The host's, that of [`Step::HostTree`].
+    Host,
+    /// The container's.
+    Container,
+}
+
+/// A program to run in the container's namespaces, and to wait for (OCI runtime spec, config.md).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook<'a> {
+    /// What it is called in the spec: `createContainer` or `startContainer`.
+    pub name: &'a CStr,
+    /// The program.
+    pub path: &'a CStr,
+    /// Arguments, argv[0] included.
+    pub argv: Vec<&'a CStr>,
+    /// Environment; it gets no other.
+    pub env: Vec<&'a CStr>,
+    /// The container's state, a JSON object without `pid`, which is added: it comes on stdin.
+    pub state: &'a [u8],
+    /// How long it may take, in ms.
+    pub timeout_ms: u32,
+    /// What is / to it.
+    pub root: HookRoot,
+    /// The seccomp filter that it runs under; none where it is empty.
+    pub filter: &'a [u8],
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub filter_flags: u32,
+}
+
 /// One kernel step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step<'a> {
@@ -265,6 +297,16 @@ pub enum Step<'a> {
     Mask(&'a CStr),
     /// Make a path read-only if it exists.
     ReadOnly(&'a CStr),
+    /// Attach the host's tree, the detached mount of a slot, and move the container's root to a directory of it, where
+    /// hooks look for it. Before the root is changed, which takes the tree away again.
+    HostTree {
+        /// Mount slot.
+        slot: Slot,
+        /// Directory of the host.
+        root: &'a CStr,
+    },
+    /// Run a program in the container's namespaces and wait for it.
+    Hook(Hook<'a>),
     /// pivot_root(2) into the container's root and drop the nest.
     PivotRoot,
     /// Make the root mount read-only.

@@ -2,6 +2,7 @@
 //!
 //! A step that fails is reported with its index, the errno and its subject; then the process ends.
 
+mod hook;
 mod identity;
 mod layers;
 mod mounts;
@@ -195,6 +196,8 @@ impl Stage {
             Step::Console => self.console(),
             Step::Mask(path) => mounts::mask(&self.root, path),
             Step::ReadOnly(path) => mounts::read_only(&self.root, path),
+            Step::HostTree { slot, root } => hook::host_tree(&self.take_mount(*slot)?, &self.root, root),
+            Step::Hook(hook) => self.hook(hook),
             Step::PivotRoot => self.root.pivot(),
             Step::RootReadOnly => self.root.set_read_only(),
             Step::Rlimit { resource, soft, hard } => {

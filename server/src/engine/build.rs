@@ -12,14 +12,16 @@ use std::time::Duration;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use podd_images::Image;
 use runtime_core::cgroup::{DeviceProgram, DeviceRules, Limits};
-use runtime_core::compile::{self, ContainerInputs, ExecInputs, Identity, ProcessInputs, RootLayers, Who};
-use runtime_core::plan::{FileKind, GroupsPolicy};
+use runtime_core::compile::{
+    self, ContainerInputs, ExecInputs, Identity, ProcessInputs, RootLayers, Volume, Who,
+};
+use runtime_core::plan::{FileKind, GroupsPolicy, mount_flag};
 use runtime_core::pod::{Missing, Volumes};
 use runtime_core::seccomp::{self, Filter};
 
 use super::container::open_log;
 use super::native::NativeError;
-use super::{Engine, EngineError, plans};
+use super::{Engine, EngineError, hooks, plans};
 use crate::cdi::Edits;
 use crate::model::{ContainerId, IdMaps, Seccomp};
 use crate::spec::{self, ImageDefaults, Inputs, PodFiles, devices};
@@ -66,7 +68,9 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         upper: format!("{nest_dir}/upper"),
         work: format!("{nest_dir}/work"),
     };
-    let (volumes, kinds) = open_volumes(engine, container, &built)?;
+    let (volumes, mut kinds) = open_volumes(engine, container, &built)?;
+    // The host's tree is no volume of the plan.
+    kinds.truncate(volumes.len() - usize::from(compile::needs_host_tree(&built.spec)));
     let process = ProcessInputs {
         identity: Some(built.identity.clone()),
         env: Some(built.env.clone()),
@@ -79,6 +83,7 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         nest: built.nest.clone(),
         images: built.images.clone(),
         volumes: kinds,
+        hooks: hooks::inputs(engine, container, &directory)?,
         process,
     };
     let encoded = compile::container(&built.spec, &inputs).map_err(NativeError::from)?;
@@ -89,6 +94,9 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         env: built.env,
     };
     execs.save(&directory)?;
+    if inputs.hooks.is_some() {
+        name_as_bundle(&directory)?;
+    }
     engine.native.execs.put(id, Arc::new(execs));
     Ok(Build {
         plan: plans::seal(&encoded)?,
@@ -98,6 +106,16 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         directory: open_directory(&directory)?,
         log: container.record.log_path.as_deref().map(open_log).transpose()?,
         volumes,
+    })
+}
+
+/// Gives the spec the name that hooks look for in a bundle (OCI runtime spec, bundle.md).
+fn name_as_bundle(directory: &Path) -> Result<(), NativeError> {
+    let path = directory.join("config.json");
+    std::fs::hard_link(directory.join("spec.json"), &path).map_err(|source| NativeError::File {
+        operation: "make",
+        path,
+        source,
     })
 }
 
@@ -197,7 +215,8 @@ fn open_volumes(
     built: &spec::Built,
 ) -> Result<(Vec<OwnedFd>, Vec<FileKind>), EngineError> {
     let wanted = compile::volumes(&built.spec, &built.nest).map_err(NativeError::from)?;
-    if wanted.is_empty() {
+    let host_tree = compile::needs_host_tree(&built.spec);
+    if wanted.is_empty() && !host_tree {
         return Ok((Vec::new(), Vec::new()));
     }
     let helper = Volumes::start(&engine.native.programs, VOLUME_DEADLINE).map_err(NativeError::from)?;
@@ -216,6 +235,17 @@ fn open_volumes(
             _ => Missing::Create,
         };
         let mount = helper.open(&volume, missing).map_err(NativeError::from)?;
+        opened.push((mount.mount, mount.kind));
+    }
+    if host_tree {
+        let all = Volume {
+            slot: 0,
+            source: Path::new("/"),
+            destination: Path::new("/"),
+            recursive: true,
+            propagation: mount_flag::PRIVATE,
+        };
+        let mount = helper.open(&all, Missing::Refuse).map_err(NativeError::from)?;
         opened.push((mount.mount, mount.kind));
     }
     Ok(opened.into_iter().unzip())

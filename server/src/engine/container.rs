@@ -13,7 +13,8 @@ use runtime_core::cgroup::{Cgroup, CgroupPath, Phase};
 use runtime_core::pod::{Report, Request, Role, TaskKind, TaskPhase, TaskState, launch_flag};
 
 use super::build::{self, Build};
-use super::keeper::{Keeper, container_handle};
+use super::hooks::{self, When};
+use super::keeper::{Keeper, Reply, container_handle};
 use super::native::NativeError;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans};
@@ -148,10 +149,16 @@ async fn launch(
         target: target(engine, container)?,
         roles,
     };
-    let patience = Duration::from_secs(engine.config.timeouts.create_seconds.into());
+    let patience = Duration::from_secs(engine.config.timeouts.create_seconds.into())
+        .saturating_add(hooks::patience(engine, container));
     let reply = match tokio::time::timeout(patience, keeper.call(handle, request, &fds)).await {
         Ok(reply) => reply.map_err(|e| plans::explain(e, &built.encoded))?,
         Err(_) => return Err(NativeError::CreateTimeout(patience.as_secs()).into()),
+    };
+    let reply = if hooks::any(container, When::CreateRuntime) {
+        run_create_hooks(engine, keeper, container, cgroup, &built.encoded).await?
+    } else {
+        reply
     };
     let identity = match Report::decode(&reply.body) {
         Some(Report::Ready(identity)) => Identity {
@@ -161,21 +168,38 @@ async fn launch(
         },
         _ => return Err(NativeError::PodinitGone.into()),
     };
-    let pid = cgroup
-        .procs()
-        .map_err(NativeError::from)?
-        .first()
-        .copied()
-        .unwrap_or_default();
+    let pid = first_process(cgroup)?;
     // Last, so that a limit smaller than the stage's own needs does not end it.
     cgroup
         .apply(&built.limits, Phase::All)
         .map_err(NativeError::from)?;
     Ok(Built {
-        pid: pid.cast_signed(),
+        pid,
         cgroup: cgroup.path().as_str().to_owned(),
         identity,
     })
+}
+
+/// The stage waits at a gate with all mounts made: runs the hooks of the runtime's namespaces and lets it go on to its
+/// start gate. The reply to that.
+async fn run_create_hooks(
+    engine: &Arc<Engine>,
+    keeper: &Arc<Keeper>,
+    container: &Arc<Container>,
+    cgroup: &Cgroup,
+    plan: &[u8],
+) -> Result<Reply, EngineError> {
+    let pid = first_process(cgroup)?;
+    hooks::run(engine, container, When::CreateRuntime, Some(pid)).await?;
+    let handle = container_handle(container.record.handle);
+    let longer = hooks::patience(engine, container);
+    let reply = keeper.open_gate(handle, longer).await;
+    Ok(reply.map_err(|e| plans::explain(e, plan))?)
+}
+
+fn first_process(cgroup: &Cgroup) -> Result<i32, NativeError> {
+    let processes = cgroup.procs()?;
+    Ok(processes.first().copied().unwrap_or_default().cast_signed())
 }
 
 /// The handle of the container whose pid namespace this one joins, 0 for none.
@@ -254,13 +278,17 @@ pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<N
     const EALREADY: i32 = 114;
     let keeper = engine.native.keeper(&container.record.pod)?;
     let handle = container_handle(container.record.handle);
-    match keeper.call(handle, Request::Start, &[]).await {
+    let longer = hooks::patience_at_start(engine, container);
+    match keeper.open_gate(handle, longer).await {
         Ok(reply) => {
             let task = TaskState::decode(&reply.body);
             Ok(task.map_or_else(super::now, |task| exits::nanos(task.started)))
         }
         Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(EALREADY) => {
             was_started(&keeper, handle, source).await
+        }
+        Err(NativeError::Stage(failure)) if failure.subject.starts_with(hooks::START_MARK) => {
+            Err(plans::of_hook(&failure).into())
         }
         Err(NativeError::Stage(failure)) => Err(NativeError::Step {
             doing: format!("execute {}", String::from_utf8_lossy(&failure.subject)),

@@ -12,6 +12,7 @@ use futures::FutureExt as _;
 use podd_images::Image;
 use tracing::Instrument as _;
 
+use super::hooks::{self, When};
 use super::native::NativeError;
 use super::pods::{known, unwound};
 use super::undo::{Undo, UndoFailure};
@@ -132,7 +133,19 @@ impl Engine {
                 undo.disarm();
                 Ok(id)
             }
-            Err(e) => Err(self.discard_container(id, e, undo.unwind().await).await),
+            Err(e) => {
+                let failures = undo.unwind().await;
+                self.run_poststop(&id).await;
+                Err(self.discard_container(id, e, failures).await)
+            }
+        }
+    }
+
+    /// Runs the hooks of a container whose processes, mounts and cgroup are gone.
+    async fn run_poststop(self: &Arc<Self>, id: &ContainerId) {
+        let found = self.snapshot().container(id).cloned();
+        if let Some(found) = found.filter(|found| hooks::any(found, When::Poststop)) {
+            hooks::warn(&found, hooks::run(self, &found, When::Poststop, None).await);
         }
     }
 
@@ -194,11 +207,34 @@ impl Engine {
     pub async fn start_container(self: &Arc<Self>, id: &str) -> Outcome<()> {
         let id = self.find_container(id)?.record.id;
         let engine = Arc::clone(self);
-        self.act(Act::Start(id), async move { engine.open_gate(id).await })
-            .await
+        self.act(Act::Start(id), async move {
+            if engine.open_gate(id).await? {
+                engine.run_poststart(id).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
-    async fn open_gate(self: &Arc<Self>, id: ContainerId) -> Result<(), EngineError> {
+    /// Runs the hooks of a container that has just been started. One that fails ends it (runtime.md, "Lifecycle").
+    async fn run_poststart(self: &Arc<Self>, id: ContainerId) -> Result<(), EngineError> {
+        let found = self.snapshot().container(&id).cloned();
+        let Some(found) = found.filter(|found| hooks::any(found, When::Poststart)) else {
+            return Ok(());
+        };
+        let pid = match found.record.phase {
+            ContainerPhase::Running { pid, .. } => Some(pid),
+            _ => None,
+        };
+        let ran = hooks::run(self, &found, When::Poststart, pid).await;
+        if ran.is_err() {
+            self.kill_container(&found).await?;
+        }
+        ran
+    }
+
+    /// Whether the container was started by this call, and not before.
+    async fn open_gate(self: &Arc<Self>, id: ContainerId) -> Result<bool, EngineError> {
         let found = self
             .snapshot()
             .container(&id)
@@ -212,7 +248,7 @@ impl Engine {
             .cloned()
             .ok_or(EngineError::ContainerGone(id))?;
         match found.record.phase {
-            ContainerPhase::Running { .. } => return Ok(()),
+            ContainerPhase::Running { .. } => return Ok(false),
             ContainerPhase::Created { .. } => {}
             _ => {
                 let event = ContainerEvent::Started { at: 0 };
@@ -238,7 +274,7 @@ impl Engine {
             }),
         };
         self.apply(id, event).await?;
-        started.map(drop)
+        started.map(|_| true)
     }
 
     /// Asks a container to stop, waits for the grace period, and kills what is left of it.
@@ -340,6 +376,7 @@ impl Engine {
         self.metrics
             .stage(Stage::ContainerRemoval, container::remove(self, &found))
             .await?;
+        self.run_poststop(&id).await;
         let state = Arc::clone(&self.state);
         blocking("RemoveContainer", move || state.remove_container(&id)).await
     }

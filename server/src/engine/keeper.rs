@@ -153,13 +153,32 @@ impl Keeper {
         request: Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Reply, NativeError> {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let operation = name(&request);
         let patience = if matches!(request, Request::Launch { .. }) {
             LAUNCH
         } else {
             ANSWER
         };
+        self.call_within(patience, handle, request, fds).await
+    }
+
+    /// Opens a gate behind which hooks may take so much `longer`.
+    ///
+    /// # Errors
+    /// As for [`Keeper::call`].
+    pub async fn open_gate(&self, handle: u32, longer: Duration) -> Result<Reply, NativeError> {
+        self.call_within(ANSWER.saturating_add(longer), handle, Request::Start, &[])
+            .await
+    }
+
+    async fn call_within(
+        &self,
+        patience: Duration,
+        handle: u32,
+        request: Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Reply, NativeError> {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let operation = name(&request);
         let (sender, receiver) = oneshot::channel();
         let waiting = lock(&self.pending)
             .as_mut()

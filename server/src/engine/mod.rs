@@ -11,6 +11,7 @@ pub mod dial;
 pub mod error;
 pub mod exec;
 mod exits;
+mod hooks;
 pub mod inflight;
 mod keeper;
 pub mod native;

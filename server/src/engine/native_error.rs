@@ -135,6 +135,16 @@ pub enum NativeError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A hook failed.
+    #[error("{what} {reason}")]
+    Hook {
+        /// Its kind and path.
+        what: String,
+        /// What became of it.
+        reason: String,
+        /// It took too long.
+        late: bool,
+    },
     /// A command did not end in time and was killed.
     #[error("the command did not end within {0} s and was killed")]
     ExecTimeout(u64),
@@ -163,11 +173,12 @@ impl NativeError {
             Self::PodinitSilent { .. }
             | Self::Volume(VolumeError::Hangs { .. })
             | Self::ExecTimeout(_)
+            | Self::Hook { late: true, .. }
             | Self::CreateTimeout(_) => Kind::DeadlineExceeded,
             Self::Volume(VolumeError::Open { .. } | VolumeError::Propagation { .. }) => {
                 Kind::FailedPrecondition
             }
-            Self::PodinitGone | Self::NoUserNamespaces(_) => Kind::FailedPrecondition,
+            Self::PodinitGone | Self::NoUserNamespaces(_) | Self::Hook { .. } => Kind::FailedPrecondition,
             Self::File { source, .. }
             | Self::Kernel { source, .. }
             | Self::Podinit { source, .. }

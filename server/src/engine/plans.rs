@@ -27,6 +27,9 @@ pub fn explain(e: NativeError, plan: &[u8]) -> NativeError {
     let step = usize::try_from(failure.step)
         .ok()
         .and_then(|index| steps.get(index));
+    if let Some(Step::Hook(_)) = step {
+        return of_hook(&failure);
+    }
     let command = matches!(
         step,
         Some(Step::FindProgram { .. } | Step::Exec { .. } | Step::Identity { .. })
@@ -37,6 +40,29 @@ pub fn explain(e: NativeError, plan: &[u8]) -> NativeError {
         source: io::Error::from_raw_os_error(failure.errno.cast_signed()),
     }
 }
+
+/// What a stage says of a hook that failed: its name and path and what became of it.
+#[must_use]
+pub fn of_hook(failure: &Failure) -> NativeError {
+    const ETIMEDOUT: u32 = 110;
+    let text = String::from_utf8_lossy(&failure.subject);
+    let mut words = text.splitn(4, ' ');
+    let what: Vec<&str> = words.by_ref().take(3).collect();
+    let rest = words.next().unwrap_or_default();
+    // Codes of its own: the hook could not even be begun.
+    let reason = match failure.errno {
+        ECANCELED | ETIMEDOUT => rest.to_owned(),
+        errno => format!("{rest}: {}", io::Error::from_raw_os_error(errno.cast_signed())),
+    };
+    NativeError::Hook {
+        what: what.join(" "),
+        reason,
+        late: failure.errno == ETIMEDOUT,
+    }
+}
+
+/// What a stage reports for a hook that ended badly.
+const ECANCELED: u32 = 125;
 
 fn doing(step: Option<&Step<'_>>, failure: &Failure) -> String {
     let subject = String::from_utf8_lossy(&failure.subject);
@@ -68,6 +94,8 @@ fn doing(step: Option<&Step<'_>>, failure: &Failure) -> String {
         Some(Step::Console) => "open a terminal",
         Some(Step::Mask(_)) => "mask",
         Some(Step::ReadOnly(_) | Step::RootReadOnly) => "make read-only",
+        Some(Step::HostTree { .. }) => "show the host to hooks:",
+        Some(Step::Hook(_)) => "run the",
         Some(Step::PivotRoot) => "change the root directory",
         Some(Step::Rlimit { .. }) => "set a resource limit",
         Some(Step::WorkDir { .. }) => "change to the working directory",

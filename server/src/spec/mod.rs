@@ -34,7 +34,7 @@ use crate::cdi::Edits;
 use crate::model::{ContainerConfig, PodConfig};
 
 /// Version of the OCI runtime spec that podd writes.
-const OCI_VERSION: &str = "1.2.0";
+pub const OCI_VERSION: &str = "1.2.0";
 
 /// Directories of a pod's own files (hosts, hostname, resolv.conf), by the host's and by the nest's path.
 #[derive(Clone, Copy, Debug)]

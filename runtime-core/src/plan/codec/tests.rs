@@ -45,6 +45,21 @@ fn every_step() -> Vec<Step<'static>> {
             recursive: true,
             propagation: 1 << 18,
         },
+        Step::HostTree {
+            slot: 20,
+            root: c"/var/lib/podd/pods/p/containers/c/rootfs",
+        },
+        Step::Hook(Hook {
+            name: c"createContainer",
+            path: c"/usr/bin/hook",
+            argv: vec![c"hook", c"update"],
+            env: vec![c"A=b"],
+            state: b"{}",
+            timeout_ms: 5000,
+            root: HookRoot::Host,
+            filter: &[6, 0, 0, 0, 0, 0, 255, 127],
+            filter_flags: 4,
+        }),
         Step::MakeClone {
             slot: 13,
             source: c"/shm",

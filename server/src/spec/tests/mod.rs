@@ -455,6 +455,7 @@ fn what_is_built_compiles_to_a_plan() {
         nest: built.nest.clone(),
         images: built.images.clone(),
         volumes: vec![FileKind::Directory],
+        hooks: None,
         process: ProcessInputs {
             identity: Some(built.identity.clone()),
             env: Some(built.env.clone()),
