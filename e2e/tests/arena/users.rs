@@ -95,7 +95,7 @@ impl Drop for Volume {
 }
 
 /// The pid on the node of a running container.
-fn pid(env: &mut Env<'_>, id: &str) -> Result<u32> {
+pub(crate) fn pid(env: &mut Env<'_>, id: &str) -> Result<u32> {
     let request = pb::ContainerStatusRequest {
         container_id: id.to_owned(),
         verbose: true,
@@ -277,6 +277,12 @@ fn exec_and_terminal(env: &mut Env<'_>) -> Result<()> {
     )?;
     contains("exec", &out, "0\nagain\nuser:")?;
     contains("cgroup", &out, "0::/\n")?;
+    // Its own view is the root wherever it is (CVE-2025-47291).
+    let placed = fs::read_to_string(format!("/proc/{}/cgroup", pid(env, &id)?))?;
+    ensure!(
+        placed.trim_end().ends_with(&format!("/{id}")),
+        "the container is in {placed}"
+    );
     contains("capabilities", &out, "00000000a80425fb")?;
     let mut terminal = shell("t", "echo said >/dev/tty; ( : <>/dev/console ) && echo opened");
     terminal.tty = true;
@@ -386,7 +392,22 @@ fn maps_that_are_refused(env: &mut Env<'_>) -> Result<()> {
         Code::InvalidArgument,
         cri.create(&plain.id, &plain.config, &mapped),
     )?;
-    plain.remove()
+    plain.remove()?;
+    let mapped = pod(env, "mapped")?;
+    let mut nodes = cri::shell("c", "true");
+    let namespaces = cri::security(&mut nodes)
+        .namespace_options
+        .get_or_insert_default();
+    namespaces.userns_options = Some(pb::UserNamespace {
+        mode: pb::NamespaceMode::Node.into(),
+        ..Default::default()
+    });
+    refused(
+        "a container in the node's user namespace",
+        Code::InvalidArgument,
+        cri.create(&mapped.id, &mapped.config, &nodes),
+    )?;
+    mapped.remove()
 }
 
 fn two_pods_have_their_own(env: &mut Env<'_>) -> Result<()> {

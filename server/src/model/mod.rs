@@ -28,7 +28,7 @@ pub use pod::{
 pub use refused::{Invalid, Refused, Unsupported};
 pub use resources::{CpuQuota, HugepageLimit, Resources, SwapLimit};
 pub use security::{
-    AppArmor, CapabilityChanges, ContainerPid, ContainerSecurity, Groups, GroupsPolicy, RunAs, Seccomp,
-    SelinuxLabel, User,
+    AppArmor, CapabilityChanges, ContainerPid, ContainerSecurity, ContainerUsers, Groups, GroupsPolicy,
+    RunAs, Seccomp, SelinuxLabel, User,
 };
 pub use signal::StopSignal;

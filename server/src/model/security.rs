@@ -121,6 +121,28 @@ pub enum ContainerPid {
     Target(ContainerId),
 }
 
+/// The user namespace that a container asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerUsers {
+    /// It says nothing: the pod's.
+    Unset,
+    /// The host's.
+    Node,
+    /// One with these ids.
+    Ids(IdMaps),
+}
+
+impl ContainerUsers {
+    /// The ids, where there are any.
+    #[must_use]
+    pub fn ids(self) -> Option<IdMaps> {
+        match self {
+            Self::Ids(ids) => Some(ids),
+            Self::Unset | Self::Node => None,
+        }
+    }
+}
+
 /// What `LinuxContainerSecurityContext` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerSecurity {
@@ -136,8 +158,8 @@ pub struct ContainerSecurity {
     pub ipc: Share,
     /// pid namespace.
     pub pid: ContainerPid,
-    /// Ids of the user namespace as asked, which have to be the pod's.
-    pub user: Option<IdMaps>,
+    /// User namespace as asked, which has to be the pod's.
+    pub user: ContainerUsers,
     /// SELinux label.
     pub selinux: Option<SelinuxLabel>,
     /// Root file system read-only.

@@ -4,8 +4,8 @@ use podd_proto::v1;
 
 use super::{At, given, mounts, resources, security, sorted};
 use crate::model::{
-    CdiName, ContainerConfig, ContainerMetadata, ContainerPid, EnvVar, PodConfig, PodPid, Refused, Share,
-    StopSignal,
+    CdiName, ContainerConfig, ContainerMetadata, ContainerPid, ContainerUsers, EnvVar, PodConfig, PodPid,
+    Refused, Share, StopSignal,
 };
 
 impl TryFrom<v1::ContainerConfig> for ContainerConfig {
@@ -92,7 +92,12 @@ impl ContainerConfig {
             }
         }
         let has = pod.namespaces.user;
-        if self.security.user.is_some_and(|asked| Some(asked) != has) {
+        let differs = match self.security.user {
+            ContainerUsers::Unset => false,
+            ContainerUsers::Node => has.is_some(),
+            ContainerUsers::Ids(ids) => has != Some(ids),
+        };
+        if differs {
             return Err(at.field("userns_options").invalid("differs from the pod's"));
         }
         if let Some(n) = self

@@ -240,7 +240,7 @@ fn namespaces(
         v1::NamespaceMode::Node => PodPid::Node,
         v1::NamespaceMode::Target => return Err(pid_at.invalid("a pod cannot target a container")),
     };
-    let user = security::user_namespace(&at, options)?;
+    let user = security::user_namespace(&at, options)?.ids();
     let ipc = security::share(&at.field("ipc"), options.ipc)?;
     // As Kubernetes' own validation: of the node's namespaces, such a pod may only share the network.
     for (name, node) in [("pid", pid == PodPid::Node), ("ipc", ipc == Share::Node)] {

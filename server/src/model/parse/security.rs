@@ -5,8 +5,8 @@ use runtime_core::compile::CapSet;
 
 use super::{At, given};
 use crate::model::{
-    AppArmor, CapabilityChanges, ContainerPid, ContainerSecurity, Groups, GroupsPolicy, IdMaps, IdRange,
-    Refused, RunAs, Seccomp, SelinuxLabel, Share, User,
+    AppArmor, CapabilityChanges, ContainerPid, ContainerSecurity, ContainerUsers, Groups, GroupsPolicy,
+    IdMaps, IdRange, Refused, RunAs, Seccomp, SelinuxLabel, Share, User,
 };
 
 /// Largest user or group id that Kubernetes allows. Ids above it have become 0 elsewhere (CVE-2024-40635).
@@ -97,17 +97,17 @@ fn pid(at: &At<'_>, options: &v1::NamespaceOption) -> Result<ContainerPid, Refus
     }
 }
 
-/// The ids of a pod's own user namespace; `None` for the node's.
-pub(super) fn user_namespace(at: &At<'_>, options: &v1::NamespaceOption) -> Result<Option<IdMaps>, Refused> {
+/// The user namespace that a pod or a container asks for.
+pub(super) fn user_namespace(at: &At<'_>, options: &v1::NamespaceOption) -> Result<ContainerUsers, Refused> {
     let Some(user) = &options.userns_options else {
-        return Ok(None);
+        return Ok(ContainerUsers::Unset);
     };
     let at = at.field("userns_options");
     let mode_at = at.field("mode");
     match mode_at.choice(user.mode)? {
-        v1::NamespaceMode::Node if user.uids.is_empty() && user.gids.is_empty() => Ok(None),
+        v1::NamespaceMode::Node if user.uids.is_empty() && user.gids.is_empty() => Ok(ContainerUsers::Node),
         v1::NamespaceMode::Node => Err(at.invalid("has mappings in mode NODE")),
-        v1::NamespaceMode::Pod => Ok(Some(IdMaps {
+        v1::NamespaceMode::Pod => Ok(ContainerUsers::Ids(IdMaps {
             users: id_range(&at.field("uids"), &user.uids)?,
             groups: id_range(&at.field("gids"), &user.gids)?,
         })),

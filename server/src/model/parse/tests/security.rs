@@ -1,7 +1,7 @@
 //! What is refused of identity, confinement and namespaces.
 
 use super::*;
-use crate::model::{IdMaps, IdRange};
+use crate::model::{ContainerUsers, IdMaps, IdRange};
 
 #[test]
 fn namespace_modes_are_those_that_exist() {
@@ -89,8 +89,9 @@ fn a_user_namespace_has_one_range_from_root_and_never_the_nodes_root() {
         groups: range,
     };
     let given = context(userns(Pod, &[(0, 1000, 100_000)])).unwrap();
-    assert_eq!(given.security.user, Some(ids));
-    assert_eq!(context(userns(Node, &[])).unwrap().security.user, None);
+    assert_eq!(given.security.user, ContainerUsers::Ids(ids));
+    let node = context(userns(Node, &[])).unwrap();
+    assert_eq!(node.security.user, ContainerUsers::Node);
     for (mode, maps, refused) in [
         (Container, &[][..], ".mode"),
         (Target, &[], ".mode"),
@@ -131,11 +132,16 @@ fn user_namespaces_of_pod_and_container_are_one() {
     let mapped = pod_with(options(Pod, Pod)).unwrap();
     let asked = |host| context(|c| c.namespace_options = Some(userns(Pod, &[(0, host, 65536)]))).unwrap();
     assert!(asked(1000).check_in(&mapped).is_ok());
+    let plain = PodConfig::try_from(&pod()).unwrap();
+    let nodes = context(|c| c.namespace_options = Some(userns(Node, &[]))).unwrap();
+    assert_eq!(field(nodes.check_in(&mapped)), format!("{path}.userns_options"));
+    assert!(nodes.check_in(&plain).is_ok());
+    let unset = context(|c| c.namespace_options = None).unwrap();
+    assert!(unset.check_in(&mapped).is_ok() && unset.check_in(&plain).is_ok());
     assert_eq!(
         field(asked(2000).check_in(&mapped)),
         format!("{path}.userns_options")
     );
-    let plain = PodConfig::try_from(&pod()).unwrap();
     assert_eq!(
         field(asked(1000).check_in(&plain)),
         format!("{path}.userns_options")
