@@ -1,23 +1,28 @@
 //! Containers from Created to removed: states, codes, reasons, times, stop, lists, retries.
 
 use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use pb::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
-use podd_e2e::cri;
+use podd_e2e::{cri, podd};
 use podd_proto::v1 as pb;
 use tonic::Code;
 
-use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines, refused};
+use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines, refused, skip};
 use crate::sandbox::now;
+use crate::users;
 
 cases!("lifecycle":
     states_and_times, exit_codes_and_reasons, created_container_does_not_run, command_that_is_not_there,
     stop_with_grace, stop_without_grace, stop_is_forced_after_grace, stop_signal_of_request, stop_twice,
     remove_running_container, remove_twice, whole_process_tree_dies, list_filters, status_tells_what_was_asked,
     same_request_same_id, changed_request_is_refused, next_attempt_is_another_container, environment,
-    working_directory, arguments_are_kept_exactly, orphans_are_reaped);
+    working_directory, arguments_are_kept_exactly, orphans_are_reaped,
+    files_that_resist);
 
 fn states_and_times(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("states")?);
@@ -459,4 +464,29 @@ pub fn sleeper(env: &mut Env<'_>, name: &str) -> Result<(Pod, String)> {
     let pod = env.pod(name)?;
     let id = pod.started(&cri::shell("c", "trap 'exit 0' TERM; sleep 100000 & wait"))?;
     Ok((pod, id))
+}
+
+/// A container with CAP_LINUX_IMMUTABLE could set these flags itself; the image's busybox cannot.
+fn files_that_resist(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("resist")?);
+    let id = pod.started(&cri::shell("c", "exec sleep 1000"))?;
+    cri.sh(&id, "mkdir -p /d/e && touch /f /d/e/g")?;
+    let root = format!("/proc/{}/root", users::pid(env, &id)?);
+    for (flag, path) in [("+i", "f"), ("+a", "d/e/g"), ("+i", "d/e"), ("+a", "d")] {
+        let set = Command::new("chattr")
+            .arg(flag)
+            .arg(format!("{root}/{path}"))
+            .output();
+        if !set.is_ok_and(|done| done.status.success()) {
+            return skip("this machine has no chattr, or its file system no flags");
+        }
+    }
+    ensure!(cri.sh(&id, "rm -rf /d").is_err(), "the flags mean nothing");
+    cri.stop(&id, 0)?;
+    cri.remove_ctr(&id)?;
+    pod.remove()?;
+    let trash = Path::new(podd::STATE_DIR).join("trash");
+    eventually("the trash is empty", 10, || {
+        Ok(fs::read_dir(&trash)?.next().is_none())
+    })
 }
