@@ -4,15 +4,16 @@
 
 use core::ffi::CStr;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, major, minor, mkdirat, openat, statat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
     unmount,
 };
+use sys::Result;
 use sys::clone::{flag, setns, unshare};
 use sys::mount::{Change, set_attributes};
-use sys::{Errno, Result};
+use sys::privilege::set_umask;
 
 /// Builds the template and sends its mount namespace to podd.
 pub fn make(store: &CStr) -> Result<()> {
@@ -21,26 +22,23 @@ pub fn make(store: &CStr) -> Result<()> {
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let store = clone_tree(store)?;
     let proc = clone_tree(c"/proc")?;
-    let null = clone_tree(c"/dev/null")?;
-    check_null(null.as_fd())?;
 
+    set_umask(0);
     let root = tmpfs(c"64k", c"0755")?;
     for directory in [c"store", c"proc", c"rootfs", c"shm"] {
         mkdirat(&root, directory, Mode::from_raw_mode(0o755))?;
     }
-    openat(
-        &root,
-        c"null",
-        OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::from_raw_mode(0o644),
-    )?;
+    // A node of podd's own: containers get it as their input and below masked files, and a chmod there must not be one
+    // of the host's /dev/null. What the host has under that name need not be a null device either (CVE-2025-31133).
+    let mode = Mode::from_raw_mode(0o666);
+    mknodat(&root, c"null", FileType::CharacterDevice, mode, makedev(1, 3))?;
     // Below a chroot pivot_root(2) would exchange that directory and not the namespace's root, which is where setns(2)
     // takes whoever enters: it takes this process there as well.
     setns(&own_namespace()?, flag::NEWNS)?;
     // The new root must be attached somewhere before it can become the root; /proc is on every host.
     attach(root.as_fd(), CWD, c"/proc")?;
     rustix::process::fchdir(&root)?;
-    for (mount, target) in [(&store, c"store"), (&proc, c"proc"), (&null, c"null")] {
+    for (mount, target) in [(&store, c"store"), (&proc, c"proc")] {
         attach(mount.as_fd(), CWD, target)?;
     }
     rustix::process::pivot_root(c".", c".")?;
@@ -97,12 +95,4 @@ fn clone_tree(path: &CStr) -> Result<OwnedFd> {
 
 fn attach(mount: BorrowedFd<'_>, at: BorrowedFd<'_>, target: &CStr) -> Result<()> {
     move_mount(mount, c"", at, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-}
-
-/// A file that only claims to be the null device would swallow or reveal what masked paths hide (CVE-2025-31133).
-fn check_null(null: BorrowedFd<'_>) -> Result<()> {
-    let stat = statat(null, c"", AtFlags::EMPTY_PATH)?;
-    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-        && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3);
-    if is_null { Ok(()) } else { Err(Errno::NODEV) }
 }

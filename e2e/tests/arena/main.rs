@@ -10,6 +10,7 @@ pub(crate) mod errors;
 pub(crate) mod exec;
 pub(crate) mod hooks;
 pub(crate) mod images;
+pub(crate) mod isolation;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod mounts;
@@ -70,6 +71,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         images::CASES,
         sandbox::CASES,
         network::CASES,
+        isolation::CASES,
         lifecycle::CASES,
         logs::CASES,
         exec::CASES,

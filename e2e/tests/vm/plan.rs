@@ -55,6 +55,7 @@ const WALK: &[&str] = &[
     "security::default_capabilities",
     "security::seccomp_filter",
     "security::devices_not_asked_for",
+    "isolation::",
     "images::whiteouts_and_hard_links",
     "stats::counters_agree_with_the_cgroup",
     "stats::pod_counters",
