@@ -2,8 +2,8 @@
 
 use crate::raw::syscall;
 use linux_raw_sys::general::{
-    __NR_capset, __NR_close_range, __NR_prctl, __NR_prlimit64, __NR_seccomp, __NR_setgroups, __NR_setresgid,
-    __NR_setresuid, __NR_umask,
+    __NR_capset, __NR_close_range, __NR_keyctl, __NR_prctl, __NR_prlimit64, __NR_seccomp, __NR_setgroups,
+    __NR_setresgid, __NR_setresuid, __NR_umask,
 };
 use rustix::io::{Errno, Result};
 
@@ -124,6 +124,18 @@ pub fn set_privilege(operation: Privilege) -> Result<()> {
     };
     // SAFETY: these prctl operations take numbers and touch no memory.
     unsafe { syscall(__NR_prctl, args)? };
+    Ok(())
+}
+
+/// Gives the calling process a session keyring of its own, empty and without a name (keyctl(2),
+/// `KEYCTL_JOIN_SESSION_KEYRING`).
+///
+/// # Errors
+/// `ENOSYS` where the kernel keeps no keys, `EDQUOT` where the user has too many.
+pub fn new_session_keyring() -> Result<()> {
+    const JOIN_SESSION_KEYRING: usize = 1;
+    // SAFETY: without a name there is no pointer, and the call touches no memory.
+    unsafe { syscall(__NR_keyctl, [JOIN_SESSION_KEYRING, 0, 0, 0, 0, 0])? };
     Ok(())
 }
 

@@ -5,10 +5,11 @@ use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Result, ensure};
 use podd_e2e::cri;
+use podd_proto::v1 as pb;
 
-use crate::case::{Env, cases, contains, equal};
+use crate::case::{Env, cases, contains, equal, skip};
 
-cases!("isolation": null_device_of_the_node);
+cases!("isolation": null_device_of_the_node, session_keyrings);
 
 /// A chmod of the null device that a container gets as its input, or below a masked file, is none of the node's.
 fn null_device_of_the_node(env: &mut Env<'_>) -> Result<()> {
@@ -32,4 +33,39 @@ fn null_device_of_the_node(env: &mut Env<'_>) -> Result<()> {
         "the node's /dev/null is an exec's input"
     );
     equal("refused", out.matches("Read-only file system").count(), 2)
+}
+
+/// Each container and each exec has a session keyring of its own: tickets and secrets are kept there.
+fn session_keyrings(env: &mut Env<'_>) -> Result<()> {
+    if !std::path::Path::new("/proc/keys").exists() {
+        return skip("this kernel keeps no keys");
+    }
+    let pod = env.pod("keys")?;
+    // Made by root, and shown to another user only when that is whose session it is.
+    let shown = "grep ' keyring  *_ses:' /proc/keys | cut -d' ' -f1";
+    let config = |name: &str| {
+        let mut config = cri::shell(name, &format!("{shown}; exec sleep 1000"));
+        cri::security(&mut config).run_as_user = Some(pb::Int64Value { value: 1000 });
+        config
+    };
+    let (a, b) = (config("a"), config("b"));
+    let (id, _) = (pod.started(&a)?, pod.started(&b)?);
+    let first = |config: &pb::ContainerConfig| -> Result<String> {
+        let mut lines = Vec::new();
+        crate::case::eventually("it said its keyring", 10, || {
+            lines = crate::case::log_lines(&pod.config, config)?;
+            Ok(!lines.is_empty())
+        })?;
+        equal("keyrings", lines.len(), 1)?;
+        Ok(lines[0].content.trim().to_owned())
+    };
+    let (a, b) = (first(&a)?, first(&b)?);
+    let exec = env.cri()?.sh(&id, shown)?.trim().to_owned();
+    pod.remove()?;
+    ensure!(
+        !exec.is_empty() && !exec.contains('\n'),
+        "an exec's keyrings: {exec:?}"
+    );
+    ensure!(a != b && exec != a && exec != b, "shared: {a} {b} {exec}");
+    Ok(())
 }

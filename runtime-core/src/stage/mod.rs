@@ -143,7 +143,7 @@ impl Stage {
                 into_cgroup,
             } => self.clone_into(*namespaces, *into_cgroup),
             Step::Unshare(namespaces) => sys::clone::unshare(*namespaces).about("unshare"),
-            Step::NewSession => rustix::process::setsid().map(drop).about("setsid"),
+            Step::NewSession => process::session(),
             Step::Hostname(name) => rustix::system::sethostname(name.to_bytes()).about(name.to_bytes()),
             Step::Sysctl { key, value } => process::sysctl(key, value),
             Step::RootOverlay {

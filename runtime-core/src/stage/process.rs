@@ -27,6 +27,16 @@ pub(crate) fn oom_score_adj(value: i32) -> Outcome {
     write_file(c"/proc/self/oom_score_adj", alloc::format!("{value}").as_bytes())
 }
 
+/// A session, and a keyring for it: the one inherited is podd's, and would be that of all containers.
+pub(crate) fn session() -> Outcome {
+    rustix::process::setsid().about("setsid")?;
+    match sys::privilege::new_session_keyring() {
+        // A kernel without keys has none to share.
+        Err(Errno::NOSYS) => Ok(()),
+        made => made.about("session keyring"),
+    }
+}
+
 /// The nest's procfs is the host's, and shows each process the sysctls of its own namespaces.
 pub(crate) fn sysctl(key: &CStr, value: &CStr) -> Outcome {
     let path = [b"/proc/sys/".as_slice(), key.to_bytes()].concat();
