@@ -9,7 +9,7 @@ use podd_proto::v1 as pb;
 
 use crate::case::{Env, cases, contains, equal, skip};
 
-cases!("isolation": null_device_of_the_node, session_keyrings);
+cases!("isolation": null_device_of_the_node, session_keyrings, tunnels);
 
 /// A chmod of the null device that a container gets as its input, or below a masked file, is none of the node's.
 fn null_device_of_the_node(env: &mut Env<'_>) -> Result<()> {
@@ -68,4 +68,16 @@ fn session_keyrings(env: &mut Env<'_>) -> Result<()> {
     );
     ensure!(a != b && exec != a && exec != b, "shared: {a} {b} {exec}");
     Ok(())
+}
+
+/// Programs that make tunnels make the node of the device themselves, and are given NET_ADMIN alone.
+fn tunnels(env: &mut Env<'_>) -> Result<()> {
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        return skip("this host has no /dev/net/tun");
+    }
+    let pod = env.pod("tunnel")?;
+    let script = "mkdir -p /dev/net && mknod /dev/net/tun c 10 200 && ( : <>/dev/net/tun ) && echo opened";
+    let out = pod.output(&cri::shell("c", script))?;
+    pod.remove()?;
+    equal("output", out.as_str(), "opened\n")
 }

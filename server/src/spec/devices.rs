@@ -185,7 +185,7 @@ fn oci_type(kind: NodeKind) -> LinuxDeviceType {
 }
 
 /// Rules of the device cgroup: everything when privileged; else nodes may be made, and only the default devices
-/// and those of the request may be used (the same rules as under containerd).
+/// and those of the request may be used (the same rules as under containerd with runc).
 pub(super) fn rules(inputs: &Inputs<'_>) -> Vec<LinuxDeviceCgroup> {
     if inputs.container.security.privileged {
         return vec![rule(true, None, None, None, "rwm")];
@@ -232,9 +232,11 @@ pub fn usual_rules() -> Vec<LinuxDeviceCgroup> {
         rule(true, c, Some(1), Some(8), "rwm"),
         rule(true, c, Some(1), Some(9), "rwm"),
         rule(true, c, Some(5), Some(0), "rwm"),
-        rule(true, c, Some(5), Some(1), "rwm"),
+        // 5:1 is not the container's console but the node's: a container with a terminal has a pts at /dev/console.
         rule(true, c, Some(5), Some(2), "rwm"),
         rule(true, c, Some(136), None, "rwm"),
+        // Tunnels are made by who has NET_ADMIN over the pod's network. Programs that do make the node themselves.
+        rule(true, c, Some(10), Some(200), "rwm"),
     ]
 }
 
