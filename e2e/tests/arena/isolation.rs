@@ -9,7 +9,7 @@ use podd_proto::v1 as pb;
 
 use crate::case::{Env, cases, contains, equal, skip};
 
-cases!("isolation": null_device_of_the_node, session_keyrings, tunnels);
+cases!("isolation": null_device_of_the_node, session_keyrings, tunnels, name_of_the_root);
 
 /// A chmod of the null device that a container gets as its input, or below a masked file, is none of the node's.
 fn null_device_of_the_node(env: &mut Env<'_>) -> Result<()> {
@@ -80,4 +80,12 @@ fn tunnels(env: &mut Env<'_>) -> Result<()> {
     let out = pod.output(&cri::shell("c", script))?;
     pod.remove()?;
     equal("output", out.as_str(), "opened\n")
+}
+
+/// Scripts that ask whether they are in a container look for it.
+fn name_of_the_root(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("root")?;
+    let out = pod.output(&cri::shell("c", "grep ' / ' /proc/mounts"))?;
+    pod.remove()?;
+    contains("root", &out, "overlay / overlay rw,")
 }

@@ -118,6 +118,8 @@ fn kernel_is_before(major: u32, minor: u32) -> bool {
 
 fn overlay_by_fd(layers: &Layers<'_>) -> rustix::io::Result<()> {
     let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // Scripts look for "overlay / overlay" in the table of mounts, as mount(2) shows it.
+    fsconfig_set_string(&context, c"source", c"overlay")?;
     for lower in &layers.lowers {
         fsconfig_set_string(&context, c"lowerdir+", *lower)?;
     }
