@@ -12,7 +12,7 @@ use crate::case::{Env, Pod, cases, contains, equal, eventually};
 
 cases!("network":
     addresses_of_both_families, loopback_is_up, reachable_from_host, pod_to_pod, pod_to_host, own_address_through_itself,
-    no_two_pods_share_an_address, host_port, addresses_are_used_again);
+    no_two_pods_share_an_address, host_port, addresses_are_used_again, low_ports_and_ping_for_users);
 
 /// A container that answers `hello` on TCP port 8080 of every address.
 fn server() -> pb::ContainerConfig {
@@ -162,4 +162,24 @@ fn addresses_are_used_again(env: &mut Env<'_>) -> Result<()> {
         pod.remove()?;
     }
     Ok(())
+}
+
+fn low_ports_and_ping_for_users(env: &mut Env<'_>) -> Result<()> {
+    let range = "/proc/sys/net/ipv4/ping_group_range";
+    let script = format!("httpd -p 80 && grep -c ':0050 ' /proc/net/tcp6; cat {range} | tr '\\t' ' '");
+    let mut config = cri::shell("c", &script);
+    cri::security(&mut config).run_as_user = Some(pb::Int64Value { value: 1000 });
+    let pod = env.pod("low")?;
+    let out = pod.output(&config)?;
+    pod.remove()?;
+    equal("port and range", out.as_str(), "1\n0 2147483647\n")?;
+    // What the request says counts.
+    let mut asked = cri::pod_config("asked");
+    let name = "net.ipv4.ip_unprivileged_port_start".to_owned();
+    let linux = asked.linux.get_or_insert_default();
+    linux.sysctls.insert(name, "81".to_owned());
+    let pod = Pod::run(&env.cri()?, asked)?;
+    let out = pod.output(&config)?;
+    pod.remove()?;
+    equal("port and range", out.as_str(), "0 2147483647\n")
 }

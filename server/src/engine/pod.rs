@@ -162,6 +162,27 @@ fn lost(engine: &Weak<Engine>, id: PodId, keeper: &Arc<Keeper>) {
     }
 }
 
+/// The sysctls of the request. A pod with a network of its own also gets any port and ICMP echo without capabilities,
+/// unless it says otherwise: images that run as a user have come to count on both, as containerd 2 gives them.
+fn sysctls(config: &PodConfig) -> Vec<(String, String)> {
+    let asked = &config.sysctls;
+    let mut all: Vec<_> = asked.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
+    if config.namespaces.network == Share::Pod {
+        // Groups that the pod's user namespace lacks are refused; the kernel's own limit is 2^31-1.
+        let groups = config.namespaces.user.map_or(u32::MAX, |ids| ids.groups.length);
+        let last = groups.saturating_sub(1).min(i32::MAX.unsigned_abs());
+        let usual = [
+            ("net/ipv4/ip_unprivileged_port_start", "0".to_owned()),
+            ("net/ipv4/ping_group_range", format!("0 {last}")),
+        ];
+        let unset = usual
+            .into_iter()
+            .filter(|(key, _)| asked.iter().all(|s| s.key != *key));
+        all.extend(unset.map(|(key, value)| (key.to_owned(), value)));
+    }
+    all
+}
+
 async fn make_namespaces(
     engine: &Engine,
     keeper: &Keeper,
@@ -179,11 +200,7 @@ async fn make_namespaces(
         uts: network,
         pid,
         hostname,
-        sysctls: config
-            .sysctls
-            .iter()
-            .map(|sysctl| (sysctl.key.clone(), sysctl.value.clone()))
-            .collect(),
+        sysctls: sysctls(config),
     };
     let bytes = compile::pod(&inputs).map_err(NativeError::from)?;
     let plan = plans::seal(&bytes)?;
