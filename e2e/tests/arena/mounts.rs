@@ -375,9 +375,7 @@ fn image_mount(image: &str, sub_path: &str) -> pb::Mount {
 fn image_volume(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("image")?);
     let image = cri.image(podd::IMAGE)?.map(|i| i.id).unwrap_or_default();
-    let mut asked = image_mount(&image, "");
-    // Kubelets leave it out, and it is read-only all the same.
-    asked.readonly = false;
+    let asked = image_mount(&image, "");
     let script = "touch /image/x 2>&1; /image/bin/busybox echo runs; ls /image/etc/passwd; \
         grep ' /image ' /proc/self/mountinfo | cut -d' ' -f6";
     let config = with(script, vec![asked]);
@@ -386,6 +384,14 @@ fn image_volume(env: &mut Env<'_>) -> Result<()> {
     contains("program", &out, "runs\n")?;
     contains("file", &out, "/image/etc/passwd\n")?;
     contains("options", &out, "ro,nosuid,nodev")?;
+    let mut writable = image_mount(&image, "");
+    writable.readonly = false;
+    let answer = cri.create(&pod.id, &pod.config, &named("rw", "true", vec![writable]));
+    contains(
+        "refusal",
+        &refused("a writable image", Code::InvalidArgument, answer)?,
+        "never writable",
+    )?;
     let id = pod.created(&cri::shell("other", "true"))?;
     equal("mounts of another", cri.container(&id)?.mounts.len(), 0)?;
     let mut again = config;

@@ -46,8 +46,13 @@ fn mount(at: &At<'_>, wire: &v1::Mount) -> Result<Mount, Refused> {
     if wire.recursive_read_only && propagation != Propagation::Private {
         return Err(recursive_at.invalid("needs PROPAGATION_PRIVATE"));
     }
-    // Kubelets leave `readonly` out for an image, which is never writable.
-    let readonly = match (wire.recursive_read_only, wire.readonly || image) {
+    // Kubelets set it for every image volume; who leaves it out wants to write.
+    if image && !wire.readonly {
+        return Err(at
+            .field("readonly")
+            .invalid("is false, and an image is never writable"));
+    }
+    let readonly = match (wire.recursive_read_only, wire.readonly) {
         (true, _) => ReadOnly::Recursive,
         (false, true) => ReadOnly::Top,
         (false, false) => ReadOnly::No,

@@ -78,24 +78,20 @@ fn mounts_are_what_the_contract_says() {
         })
     };
     assert_eq!(field(mount(|m| m.image = image())), "config.mounts[0].host_path");
-    let image_only = mount(|m| {
-        m.image = image();
-        m.host_path.clear();
-    });
-    let mount_made = &image_only.unwrap().mounts[0];
-    assert_eq!(mount_made.readonly, ReadOnly::Top);
-    let climbs = mount(|m| {
-        m.image = image();
-        m.host_path.clear();
-        m.image_sub_path = "a/../../b".into();
-    });
+    let of_image = |change: fn(&mut v1::Mount)| {
+        mount(|m| {
+            (m.image, m.readonly) = (image(), true);
+            m.host_path.clear();
+            change(m);
+        })
+    };
+    assert_eq!(of_image(|_| ()).unwrap().mounts[0].readonly, ReadOnly::Top);
+    let climbs = of_image(|m| m.image_sub_path = "a/../../b".into());
     assert_eq!(field(climbs), "config.mounts[0].image_sub_path");
-    let shared = mount(|m| {
-        m.image = image();
-        m.host_path.clear();
-        m.propagation = 2;
-    });
+    let shared = of_image(|m| m.propagation = 2);
     assert_eq!(field(shared), "config.mounts[0].propagation");
+    let writable = of_image(|m| m.readonly = false);
+    assert_eq!(field(writable), "config.mounts[0].readonly");
 }
 
 #[test]
