@@ -9,7 +9,11 @@ use sys::clone::{flag, unshare};
 /// Makes the namespace, sends it to podd and waits until the socket closes.
 pub fn make() -> Result<()> {
     let podd = sys::rt::inherited(3)?;
-    unshare(flag::NEWUSER)?;
+    if let Err(errno) = unshare(flag::NEWUSER) {
+        // Instead of the namespace: podd tells an operator why, from the number.
+        sys::fdpass::send(&podd, &errno.raw_os_error().to_le_bytes(), &[])?;
+        return Err(errno);
+    }
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let namespace = openat(CWD, c"/proc/self/ns/user", flags, Mode::empty())?;
     sys::fdpass::send(&podd, b"user", &[namespace.as_fd()])?;

@@ -45,10 +45,16 @@ fn config(name: &str, host: u32) -> pb::PodSandboxConfig {
 
 /// A pod with a user namespace, if this machine can have one.
 pub(crate) fn pod(env: &mut Env<'_>, name: &str) -> Result<Pod> {
-    let status = env.cri()?.status(pb::StatusRequest { verbose: false })?;
+    let status = env.cri()?.status(pb::StatusRequest { verbose: true })?;
     let handler = status.runtime_handlers.first().context("no handler")?;
     if !handler.features.as_ref().is_some_and(|f| f.user_namespaces) {
-        return skip("this kernel or file system has no id-mapped mounts for user namespaces");
+        let info = status.info.get("info").context("no info")?;
+        let info: serde_json::Value = serde_json::from_str(info)?;
+        return skip(
+            info["noUserNamespaces"]
+                .as_str()
+                .context("Status does not say why")?,
+        );
     }
     Pod::run(&env.cri()?, config(name, ROOT))
 }

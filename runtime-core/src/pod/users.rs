@@ -36,8 +36,11 @@ pub struct UserNamespaces {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// No namespace can be made or given ids.
-    #[error("the kernel makes no user namespace ({0}): is user.max_user_namespaces 0?")]
-    Make(#[source] io::Error),
+    #[error("the kernel makes no user namespace ({source}){}", hint(.source))]
+    Make {
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The file system of the image layers cannot show them with other ids.
     #[error("the file system of {path} has no id-mapped mounts ({source})")]
     Store {
@@ -46,6 +49,15 @@ pub enum ProbeError {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+/// What an operator can look at, by what user_namespaces(7) says of the kernel's answer.
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::PERM) => ": below a chroot it makes none",
+        Some(rustix::io::Errno::NOSPC) => ": is user.max_user_namespaces 0?",
+        _ => "",
+    }
 }
 
 /// Makes a user namespace with these ids.
@@ -62,9 +74,15 @@ pub fn user_namespace(programs: &Programs, users: IdRange, groups: IdRange) -> i
 
 fn map(helper: &Helper, users: IdRange, groups: IdRange) -> io::Result<OwnedFd> {
     let (mut word, mut fds) = ([0u8; 16], Vec::new());
-    sys::fdpass::receive(&helper.socket, &mut word, &mut fds)?;
-    let refused = || io::Error::other("the kernel refused the namespace");
-    let namespace = fds.pop().ok_or_else(refused)?;
+    let length = sys::fdpass::receive(&helper.socket, &mut word, &mut fds)?;
+    let Some(namespace) = fds.pop() else {
+        // Without a namespace comes the number of the kernel's refusal, or nothing from a helper that died.
+        let errno = word.get(..length).and_then(|said| said.try_into().ok());
+        return Err(match errno {
+            Some(errno) => io::Error::from_raw_os_error(i32::from_le_bytes(errno)),
+            None => io::ErrorKind::UnexpectedEof.into(),
+        });
+    };
     for (file, range) in [("uid_map", users), ("gid_map", groups)] {
         let line = format!("0 {} {}", range.host, range.length);
         std::fs::write(format!("/proc/{}/{file}", helper.pid), line)?;
@@ -81,7 +99,7 @@ pub fn probe_user_namespaces(programs: &Programs, store: &Path) -> Result<UserNa
         host: 65536,
         length: 65536,
     };
-    let users = user_namespace(programs, range, range).map_err(ProbeError::Make)?;
+    let users = user_namespace(programs, range, range).map_err(|source| ProbeError::Make { source })?;
     let layers = || -> io::Result<()> {
         let path = CString::new(store.as_os_str().as_bytes())?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

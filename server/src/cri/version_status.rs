@@ -69,6 +69,7 @@ fn info(engine: &Engine) -> HashMap<String, String> {
         "version": env!("CARGO_PKG_VERSION"),
         "bootId": engine.state.boot_id(),
         "config": *engine.config,
+        "noUserNamespaces": engine.native.user_namespaces_ready().err(),
         "pods": snapshot.pods().count(),
         "containers": snapshot.containers().count(),
     });

@@ -143,8 +143,7 @@ impl Native {
     #[must_use]
     pub fn features(&self) -> Features {
         // Read-only for whole trees is mount_setattr(2) of 5.12, below the floor of 6.1; the rest podd does itself.
-        // The kubelet's own volumes are on tmpfs: without ids for them nearly no pod could run.
-        let users = self.user_namespaces.as_ref().is_ok_and(|users| users.tmpfs);
+        let users = self.user_namespaces_ready().is_ok();
         Features {
             user_namespaces: users,
             user_namespaces_host_network: users,
@@ -152,6 +151,19 @@ impl Native {
             supplemental_groups_policy: true,
             mount_options: true,
         }
+    }
+
+    /// Whether Status says that pods can have user namespaces, or why not.
+    ///
+    /// # Errors
+    /// A sentence for an operator.
+    pub fn user_namespaces_ready(&self) -> Result<(), String> {
+        let users = self.user_namespaces.as_ref().map_err(Clone::clone)?;
+        // The kubelet's own volumes are on tmpfs: without ids for them nearly no pod could run.
+        if users.tmpfs {
+            return Ok(());
+        }
+        Err("tmpfs has no id-mapped mounts on this kernel, as before Linux 6.3".to_owned())
     }
 
     /// Whether pods of this runtime handler can be run.
