@@ -15,6 +15,7 @@ use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
 use super::{CGROUP, EXECUTABLE, INSIDE, STAGE, WORK, WORK_DIR, cgroup};
+use crate::vm;
 
 /// Directories of the host that the arena may write to: an overlay keeps the changes.
 const COPIED: [&str; 3] = ["/etc", "/var/lib", "/var/log"];
@@ -69,6 +70,10 @@ fn furnish(work: &Path) -> Result<()> {
     let hidden = dirs_about_to_be_hidden()?;
     mount_fs("proc", "/proc", "")?;
     mount_fs("sysfs", "/sys", "")?;
+    // What is loaded there is loaded for the whole kernel: only in a guest is that the arena's own business.
+    if vm::inside() {
+        mount_fs("securityfs", "/sys/kernel/security", "")?;
+    }
     mount_fs("tmpfs", "/run", "mode=0755")?;
     mount_fs("tmpfs", "/tmp", "mode=1777")?;
     mount_fs("tmpfs", "/dev/shm", "mode=1777")?;
