@@ -12,6 +12,7 @@ use podd_proto::v1::runtime_service_client::RuntimeServiceClient;
 use podd_proto::v1::{self as pb};
 use tokio::runtime::Runtime;
 use tonic::Status;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::session::Wanted;
@@ -24,6 +25,8 @@ const MESSAGE: usize = 80 << 20;
 pub struct Cri {
     runtime: Arc<Runtime>,
     channel: Channel,
+    /// W3C Trace Context of every request.
+    traceparent: Option<MetadataValue<Ascii>>,
 }
 
 /// One method per call: takes the request, blocks, answers.
@@ -41,6 +44,9 @@ macro_rules! calls {
                         .max_encoding_message_size(MESSAGE);
                     let mut request = tonic::Request::new(request);
                     request.set_timeout(Duration::from_secs(130));
+                    if let Some(parent) = &self.traceparent {
+                        request.metadata_mut().insert("traceparent", parent.clone());
+                    }
                     self.runtime
                         .block_on(client.$name(request))
                         .map(tonic::Response::into_inner)
@@ -116,6 +122,18 @@ impl Cri {
         Ok(Self {
             runtime: Arc::new(runtime),
             channel,
+            traceparent: None,
+        })
+    }
+
+    /// The same client, all of whose requests belong to a trace.
+    ///
+    /// # Errors
+    /// No header can say this.
+    pub fn traced(&self, traceparent: &str) -> Result<Self> {
+        Ok(Self {
+            traceparent: Some(traceparent.parse()?),
+            ..self.clone()
         })
     }
 

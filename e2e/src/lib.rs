@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod census;
+pub mod collector;
 pub mod cri;
 pub mod fixture;
 pub mod images;

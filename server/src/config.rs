@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-pub use observe::Observe;
+pub use observe::{Observe, Tracing};
 pub use podd_netplug::Subnet;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub log: Log,
     /// Metrics, health and the log level.
     pub observe: Observe,
+    /// Traces of requests.
+    pub tracing: Tracing,
     /// The server behind Exec, Attach and PortForward.
     pub streaming: Streaming,
     /// Control groups.
@@ -56,6 +58,7 @@ impl Default for Config {
             run_dir: PathBuf::from("/run/podd"),
             log: Log::default(),
             observe: Observe::default(),
+            tracing: Tracing::default(),
             streaming: Streaming::default(),
             cgroup: Cgroup::default(),
             network: Network::default(),
@@ -382,7 +385,7 @@ impl Config {
         if let Err(e) = crate::telemetry::filter(&self.log.level) {
             return Some(("log.level", e.to_string()));
         }
-        if let Some(objection) = self.observe.objection() {
+        if let Some(objection) = self.observe.objection().or_else(|| self.tracing.objection()) {
             return Some(objection);
         }
         if self.streaming.address.is_unspecified() {
@@ -512,6 +515,16 @@ mod tests {
             (
                 "[observe]\nlisten = [\"127.0.0.1:0\"]",
                 "observe.listen: 127.0.0.1:0 names no port",
+            ),
+            (
+                "[tracing]\nendpoint = \"127.0.0.1:4317\"",
+                "tracing.endpoint: must be http://HOST:PORT",
+            ),
+            ("[tracing]\nendpoint = \"https://a:4317\"", "tracing.endpoint"),
+            ("[tracing]\nendpoint = \"http://a b\"", "tracing.endpoint"),
+            (
+                "[tracing]\nsamples_per_million = 1000001",
+                "tracing.samples_per_million",
             ),
             ("[streaming]\naddress = \"::\"", "streaming.address"),
             ("[streaming]\naddress = \"localhost\"", ":2: "),

@@ -17,3 +17,4 @@ pub mod spec;
 pub mod state;
 pub mod streaming;
 pub mod telemetry;
+pub mod trace;

@@ -32,6 +32,7 @@ use crate::observe::metrics::{Leak, Metrics};
 use crate::state::recover::Recovered;
 use crate::streaming::{self, Streaming};
 use crate::telemetry::{self, LogLevel, TelemetryError};
+use crate::trace::Tracer;
 
 /// Why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// The collector of traces.
+    #[error("cannot send traces: change tracing.endpoint in the configuration")]
+    Tracing(#[source] tonic::transport::Error),
     /// An address for metrics and health.
     #[error("cannot listen on {address}: change observe.listen in the configuration")]
     Observe {
@@ -114,6 +118,9 @@ pub fn run(config: Config) -> Result<(), ServeError> {
     runtime.block_on(live(config, level))
 }
 
+/// How long the collector of traces may take for the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+
 async fn live(config: Config, level: LogLevel) -> Result<(), ServeError> {
     let config = Arc::new(config);
     make_dir(&config.run_dir)?;
@@ -124,6 +131,9 @@ async fn live(config: Config, level: LogLevel) -> Result<(), ServeError> {
     watch_signals(stop)?;
 
     let observers = Listeners::bind(&config.observe).await?;
+    let (tracer, exporting) = Tracer::start(&config.tracing)
+        .map_err(ServeError::Tracing)?
+        .unzip();
     let (engine, found) = Engine::open(Arc::clone(&config), request::DECODE).await?;
     report_recovery(&engine.metrics, &found);
     let streaming = streaming::Listener::bind(&config.streaming).await;
@@ -140,9 +150,13 @@ async fn live(config: Config, level: LogLevel) -> Result<(), ServeError> {
         streaming: Arc::clone(&streaming),
         stopping: stopping.clone(),
     };
-    let _observing = observers.start(subject, level);
-    serve(Arc::clone(&engine), streaming, listener, stopping).await?;
+    let observing = observers.start(subject, level, tracer.clone());
+    serve(Arc::clone(&engine), streaming, listener, stopping, tracer).await?;
     drain(&engine).await;
+    drop(observing);
+    if let Some(exporting) = exporting {
+        exporting.finish(LAST_SPANS).await;
+    }
     info!("stopped; pods keep running");
     Ok(())
 }
@@ -156,10 +170,11 @@ pub async fn serve(
     streaming: Arc<Streaming>,
     listener: UnixListener,
     mut stopping: watch::Receiver<bool>,
+    tracer: Option<Tracer>,
 ) -> Result<(), ServeError> {
     let limit = usize::try_from(engine.config.limits.grpc_message_bytes).unwrap_or(usize::MAX);
     let patience = Duration::from_secs(engine.config.timeouts.drain_seconds.into());
-    let observe = Observe::new(engine.metrics.clone());
+    let observe = Observe::new(engine.metrics.clone(), tracer);
     let cri = Cri::new(engine, streaming);
     let runtime = RuntimeServiceServer::new(cri.clone())
         .max_decoding_message_size(limit)

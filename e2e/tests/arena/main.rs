@@ -25,6 +25,7 @@ pub(crate) mod scale;
 pub(crate) mod security;
 pub(crate) mod stats;
 pub(crate) mod streaming;
+pub(crate) mod traces;
 pub(crate) mod users;
 
 use std::ffi::OsString;
@@ -85,6 +86,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         crash::CASES,
         stats::CASES,
         observe::CASES,
+        traces::CASES,
         resources::CASES,
         pod_limits::CASES,
         users::CASES,

@@ -21,18 +21,20 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use super::fault::Fault;
 use crate::observe::metrics::Metrics;
+use crate::trace::{Root, Tracer};
 
 /// Wraps the services with [`Observed`].
 #[derive(Debug, Clone, Default)]
 pub struct Observe {
     metrics: Metrics,
+    tracer: Option<Tracer>,
 }
 
 impl Observe {
-    /// Counts in `metrics`.
+    /// Counts in `metrics`, and traces where there is somebody to send traces to.
     #[must_use]
-    pub fn new(metrics: Metrics) -> Self {
-        Self { metrics }
+    pub fn new(metrics: Metrics, tracer: Option<Tracer>) -> Self {
+        Self { metrics, tracer }
     }
 }
 
@@ -43,6 +45,7 @@ impl<S> Layer<S> for Observe {
         Observed {
             inner,
             metrics: self.metrics.clone(),
+            tracer: self.tracer.clone(),
         }
     }
 }
@@ -52,6 +55,7 @@ impl<S> Layer<S> for Observe {
 pub struct Observed<S> {
     inner: S,
     metrics: Metrics,
+    tracer: Option<Tracer>,
 }
 
 impl<S, B> Service<Request<B>> for Observed<S>
@@ -77,7 +81,12 @@ where
             .unwrap_or_default()
             .to_owned();
         let call = self.metrics.call(&rpc);
-        let span = info_span!("rpc", name = rpc, pod = Empty, container = Empty);
+        let span = info_span!("rpc", name = rpc, pod = Empty, container = Empty, trace = Empty);
+        let root = Root::begin(self.tracer.as_ref(), request.headers());
+        let method = root.as_ref().map(|root| {
+            span.record("trace", tracing::field::display(root.trace()));
+            request.uri().path().trim_start_matches('/').to_owned()
+        });
         // The service that was polled ready is the one that must be called.
         let other = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, other);
@@ -95,7 +104,13 @@ where
             report(&rpc, status, began);
             Ok(response)
         };
-        Box::pin(work.instrument(span))
+        let Some((root, method)) = root.zip(method) else {
+            return Box::pin(work.instrument(span));
+        };
+        let told = |answer: &Result<Response<Body>, Infallible>| {
+            Status::from_header_map(answer.as_ref().ok()?.headers())
+        };
+        Box::pin(root.around(method, work, told).instrument(span))
     }
 }
 

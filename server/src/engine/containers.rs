@@ -28,6 +28,7 @@ use crate::state::phase::{ContainerEvent, ContainerPhase, Exit, PodPhase, Reason
 use crate::state::record::{ContainerRecord, Encoded, ImageVolume, VERSION};
 use crate::state::recover::UNSEEN_EXIT;
 use crate::state::store::{Container, Pod};
+use crate::trace::context::{self as trace, inherit};
 
 /// Exit code of a container whose application could not be executed; other runtimes report the same.
 pub(super) const START_FAILED: i32 = 128;
@@ -101,6 +102,7 @@ impl Engine {
         let volumes = self.image_volumes(&request.config)?;
         let cdi = self.cdi_edits(&request.config).await?;
         let id = ContainerId::random().map_err(EngineError::MakeId)?;
+        trace::note("container.id", id);
         let state = Arc::clone(&self.state);
         let (parent, boot_id) = (Arc::clone(pod), self.state.boot_id().to_owned());
         let held = image.clone();
@@ -289,7 +291,7 @@ impl Engine {
         };
         let engine = Arc::clone(self);
         let work = async move { engine.stop_now(&found, grace).await };
-        let work = tokio::spawn(work.in_current_span());
+        let work = tokio::spawn(inherit(work).in_current_span());
         match work.await {
             Ok(done) => Ok(done?),
             Err(_) => Err(Arc::new(EngineError::Panicked("StopContainer"))),

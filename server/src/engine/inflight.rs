@@ -16,6 +16,8 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use tracing::Instrument;
 
+use crate::trace::context::inherit;
+
 /// What tells one request from another: a hash of its canonical bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 32]);
@@ -141,14 +143,12 @@ where
                         table: Arc::clone(&self.table),
                         key: key.clone(),
                     };
-                    let task = tokio::spawn(
-                        async move {
-                            let result = operation.await;
-                            drop(release);
-                            result
-                        }
-                        .in_current_span(),
-                    );
+                    let work = async move {
+                        let result = operation.await;
+                        drop(release);
+                        result
+                    };
+                    let task = tokio::spawn(inherit(work).in_current_span());
                     let outcome = async move {
                         match task.await {
                             Ok(result) => result.map_err(|e| JoinError::Failed(Arc::new(e))),

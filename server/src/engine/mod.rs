@@ -45,6 +45,7 @@ use crate::state::State;
 use crate::state::phase::Nanos;
 use crate::state::recover::{self, Decode, Recovered};
 use crate::state::store::{Container, Pod, Snapshot};
+use crate::trace::context as trace;
 
 /// The result of an operation; all who joined it share the error.
 pub type Outcome<T> = Result<T, Arc<EngineError>>;
@@ -198,11 +199,10 @@ impl Engine {
     /// # Errors
     /// It names none that is listed, or several.
     pub fn find_pod(&self, id: &str) -> Outcome<Arc<Pod>> {
-        Ok(self
-            .snapshot()
-            .find_pod(id)
-            .cloned()
-            .map_err(EngineError::FindPod)?)
+        let found = self.snapshot().find_pod(id).cloned();
+        let pod = found.map_err(EngineError::FindPod)?;
+        trace::note_pod(&pod.record.namespace, &pod.record.name, &pod.record.uid);
+        Ok(pod)
     }
 
     /// The container that an id, or its unique beginning, names.
@@ -210,11 +210,14 @@ impl Engine {
     /// # Errors
     /// It names none that is listed, or several.
     pub fn find_container(&self, id: &str) -> Outcome<Arc<Container>> {
-        Ok(self
-            .snapshot()
-            .find_container(id)
-            .cloned()
-            .map_err(EngineError::FindContainer)?)
+        let snapshot = self.snapshot();
+        let found = snapshot.find_container(id).cloned();
+        let container = found.map_err(EngineError::FindContainer)?;
+        trace::note("container.id", container.record.id);
+        if let Some(pod) = snapshot.pod(&container.record.pod) {
+            trace::note_pod(&pod.record.namespace, &pod.record.name, &pod.record.uid);
+        }
+        Ok(container)
     }
 
     /// Takes the node's pod ranges from the kubelet: a comma-separated list, one of each family at most.

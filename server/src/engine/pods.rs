@@ -16,6 +16,7 @@ use crate::observe::metrics::Stage;
 use crate::state::phase::{PodEvent, PodPhase};
 use crate::state::record::{Encoded, PodRecord, VERSION};
 use crate::state::store::{Container, Pod};
+use crate::trace::context as trace;
 
 impl Engine {
     /// Makes a pod and returns its id once containers can be created in it.
@@ -59,6 +60,8 @@ impl Engine {
             return Err(EngineError::UnknownHandler(request.handler));
         }
         let id = PodId::random().map_err(EngineError::MakeId)?;
+        let metadata = &request.config.metadata;
+        trace::note_pod(&metadata.namespace, &metadata.name, &metadata.uid);
         let place = self.native.place(&id, request.config.cgroup_parent.as_ref())?;
         let new = self.new_pod(id, request, fingerprint, &place);
         let lock = Arc::clone(&new.lock);

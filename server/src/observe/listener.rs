@@ -20,6 +20,7 @@ use crate::config::Observe;
 use crate::http::{self, Answer, Head};
 use crate::serve::{self, ServeError};
 use crate::telemetry::LogLevel;
+use crate::trace::Tracer;
 
 /// Most connections to one listener at a time.
 const CLIENTS: usize = 16;
@@ -67,12 +68,12 @@ impl Listeners {
 
     /// Begins to answer; that ends with the value.
     #[must_use]
-    pub fn start(self, subject: Subject, level: LogLevel) -> Observing {
+    pub fn start(self, subject: Subject, level: LogLevel, tracer: Option<Tracer>) -> Observing {
         if self.unix.is_none() && self.tcp.is_empty() {
             return Observing(Vec::new());
         }
         let server = Arc::new(Server {
-            registry: scrape::registry(&subject.engine),
+            registry: scrape::registry(&subject.engine, tracer),
             health: Checks::health(),
             readiness: Checks::readiness(),
             subject,

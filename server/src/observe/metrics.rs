@@ -14,6 +14,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tonic::Code;
 
+use crate::trace::context::part;
+
 /// Upper bounds in seconds, for what takes from less than a millisecond to a grace period.
 const BRIEF: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0,
@@ -228,13 +230,13 @@ impl Metrics {
         }
     }
 
-    /// Does `work` and notes how long it took and whether it failed.
+    /// Does `work` and notes how long it took and whether it failed, in the trace as well where there is one.
     ///
     /// # Errors
     /// Those of `work`.
     pub async fn stage<T, E>(&self, stage: Stage, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let began = Instant::now();
-        let done = work.await;
+        let done = part(stage.name(), work).await;
         let labels = StageResult {
             stage,
             result: result(done.is_ok()),

@@ -6,6 +6,8 @@
 //!                         health ───┘
 //! ```
 //!
+//! Traces are sent, not asked for: they are in [`crate::trace`].
+//!
 //! Owns the names of all metrics (`docs/observability.md`) and the checks behind `/healthz` and `/readyz`. What can be
 //! counted when somebody asks is counted then; only durations and failures are noted as they happen.
 

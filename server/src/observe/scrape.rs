@@ -4,6 +4,7 @@
 
 use std::fmt::Error;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet};
@@ -14,15 +15,16 @@ use prometheus_client::registry::Registry;
 use super::process::Usage;
 use crate::engine::Engine;
 use crate::state::phase::{ContainerPhase, PodPhase};
+use crate::trace::Tracer;
 
 /// Every metric of podd.
 #[must_use]
-pub fn registry(engine: &Arc<Engine>) -> Registry {
+pub fn registry(engine: &Arc<Engine>, tracer: Option<Tracer>) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Process));
     let podd = registry.sub_registry_with_prefix("podd");
     engine.metrics.register(podd);
-    podd.register_collector(Box::new(World(Arc::clone(engine))));
+    podd.register_collector(Box::new(World(Arc::clone(engine), tracer)));
     registry
 }
 
@@ -58,13 +60,16 @@ impl Page<'_> {
 }
 
 #[derive(Debug)]
-struct World(Arc<Engine>);
+struct World(Arc<Engine>, Option<Tracer>);
 
 impl Collector for World {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let (engine, mut page) = (&self.0, Page(encoder));
         build(&mut page)?;
         objects(engine, &mut page)?;
+        if let Some(tracer) = &self.1 {
+            spans(tracer, &mut page)?;
+        }
         page.gauge(
             "podinits",
             "Processes podinit that podd is connected to",
@@ -102,6 +107,28 @@ fn build(page: &mut Page<'_>) -> Result<(), Error> {
         .0
         .encode_descriptor("build", "This podd", None, MetricType::Info)?;
     metric.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
+}
+
+fn spans(tracer: &Tracer, page: &mut Page<'_>) -> Result<(), Error> {
+    let counts = tracer.counts();
+    let mut metric = page.0.encode_descriptor(
+        "trace_spans",
+        "Spans by what became of them: the collector has them, it did not take them, or too many waited for it",
+        None,
+        MetricType::Counter,
+    )?;
+    for (result, count) in [
+        ("exported", &counts.exported),
+        ("failed", &counts.failed),
+        ("dropped", &counts.dropped),
+    ] {
+        let labels = [("result", result)];
+        let count = count.load(Ordering::Relaxed);
+        metric
+            .encode_family(&labels)?
+            .encode_counter(&count, None::<&Exemplar<NoLabelSet, f64>>)?;
+    }
+    Ok(())
 }
 
 /// Pods and containers by phase; a phase without any is told as zero.
