@@ -3,6 +3,7 @@
 //! `cargo test -p podd-e2e --test arena -- [FILTER]`. Ends with one line `N passed, N failed, N skipped`.
 
 // Visible to the tests in virtual machines (../vm), which compile all this in.
+pub(crate) mod attacks;
 pub(crate) mod case;
 pub(crate) mod cdi;
 pub(crate) mod crash;
@@ -79,6 +80,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         streaming::CASES,
         security::CASES,
         mounts::CASES,
+        attacks::CASES,
         cdi::CASES,
         hooks::CASES,
         errors::CASES,
