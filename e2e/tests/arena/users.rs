@@ -175,8 +175,14 @@ fn what_it_may_not_do(env: &mut Env<'_>) -> Result<()> {
     let script = "for f in 'mount -t tmpfs x /mnt' 'chroot /proc/1/root true' 'hostname other' 'mknod /tmp/n b 254 0'; do \
         $f 2>/dev/null && echo $f; done; echo 1000 >/proc/sys/kernel/pid_max || true; mount -t tmpfs x /mnt && echo mounted";
     let mut config = shell("c", script);
-    cri::security(&mut config).capabilities = Some(pb::Capability {
+    let security = cri::security(&mut config);
+    security.capabilities = Some(pb::Capability {
         add_capabilities: vec!["SYS_ADMIN".to_owned()],
+        ..Default::default()
+    });
+    // podd's AppArmor profile denies mounts to everyone.
+    security.apparmor = Some(pb::SecurityProfile {
+        profile_type: pb::security_profile::ProfileType::Unconfined.into(),
         ..Default::default()
     });
     let out = pod.output(&config)?;

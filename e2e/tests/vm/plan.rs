@@ -32,8 +32,8 @@ pub enum Tests {
 
 /// Every boot of the tier.
 pub const PLAN: &[Boot] = &[
-    Boot::new(Kernel::V6_1, Init::Small, Tests::Arena(WALK), 700),
-    Boot::new(Kernel::V6_12, Init::Small, Tests::Arena(WALK), 700),
+    Boot::new(Kernel::V6_1, Init::Small, Tests::Arena(WALK), 900),
+    Boot::new(Kernel::V6_12, Init::Small, Tests::Arena(WALK), 900),
     Boot::new(Kernel::V6_1, Init::Systemd, Tests::Guest(systemd::CASES), 900),
     Boot::new(Kernel::V6_12, Init::Systemd, Tests::Guest(systemd::CASES), 900),
     Boot::new(Kernel::V6_1, Init::Small, Tests::Guest(reboot::BEFORE), 200).on("reboot"),
