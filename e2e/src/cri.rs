@@ -20,6 +20,9 @@ use crate::session::Wanted;
 /// Largest message: what the kubelet allows is 16 MiB, two capped exec streams need more.
 const MESSAGE: usize = 80 << 20;
 
+/// Largest message that the kubelet and crictl take.
+pub const KUBELET: usize = 16 << 20;
+
 /// Both services of one runtime; cheap to clone, usable from any thread that is not a runtime's own.
 #[derive(Debug, Clone)]
 pub struct Cri {
@@ -86,6 +89,8 @@ calls! { RuntimeServiceClient:
     list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
     pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
     list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
+    list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+    list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
 }
 
 calls! { ImageServiceClient:
@@ -94,6 +99,69 @@ calls! { ImageServiceClient:
     pull_image(PullImageRequest) -> PullImageResponse;
     remove_image(RemoveImageRequest) -> RemoveImageResponse;
     image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+}
+
+/// One method per call that answers with a stream: takes the request, blocks until the stream is open.
+macro_rules! streams {
+    ($client:ident: $($name:ident($request:ident) -> $response:ident;)*) => {
+        impl Cri {
+            $(
+                /// The call of this name. Messages are at most as large as the kubelet takes them.
+                ///
+                /// # Errors
+                /// What the runtime answered instead.
+                pub fn $name(&self, request: pb::$request) -> Result<Messages<pb::$response>, Box<Status>> {
+                    let mut client = $client::new(self.channel.clone()).max_decoding_message_size(KUBELET);
+                    let stream = self.runtime.block_on(client.$name(request))?.into_inner();
+                    Ok(Messages { runtime: Arc::clone(&self.runtime), stream })
+                }
+            )*
+        }
+    };
+}
+
+streams! { RuntimeServiceClient:
+    get_container_events(GetEventsRequest) -> ContainerEventResponse;
+    stream_pod_sandboxes(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse;
+    stream_containers(StreamContainersRequest) -> StreamContainersResponse;
+    stream_container_stats(StreamContainerStatsRequest) -> StreamContainerStatsResponse;
+    stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse;
+    stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse;
+}
+
+streams! { ImageServiceClient:
+    stream_images(StreamImagesRequest) -> StreamImagesResponse;
+}
+
+/// The answer of a call that streams. What is not asked for stays with the runtime.
+#[derive(Debug)]
+pub struct Messages<T> {
+    runtime: Arc<Runtime>,
+    stream: tonic::Streaming<T>,
+}
+
+impl<T> Messages<T> {
+    /// The next message; `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// The status that ended the stream, or `DeadlineExceeded` where nothing comes in time.
+    pub fn next(&mut self, patience: Duration) -> Result<Option<T>, Box<Status>> {
+        let next = async { tokio::time::timeout(patience, self.stream.message()).await };
+        let late = || Status::deadline_exceeded(format!("no message in {patience:?}"));
+        Ok(self.runtime.block_on(next).map_err(|_| late())??)
+    }
+
+    /// All messages up to the end.
+    ///
+    /// # Errors
+    /// As for [`Messages::next`].
+    pub fn all(mut self) -> Result<Vec<T>, Box<Status>> {
+        let mut all = Vec::new();
+        while let Some(message) = self.next(Duration::from_secs(60))? {
+            all.push(message);
+        }
+        Ok(all)
+    }
 }
 
 impl Cri {

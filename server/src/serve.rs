@@ -175,7 +175,7 @@ pub async fn serve(
     let limit = usize::try_from(engine.config.limits.grpc_message_bytes).unwrap_or(usize::MAX);
     let patience = Duration::from_secs(engine.config.timeouts.drain_seconds.into());
     let observe = Observe::new(engine.metrics.clone(), tracer);
-    let cri = Cri::new(engine, streaming);
+    let cri = Cri::new(Arc::clone(&engine), streaming);
     let runtime = RuntimeServiceServer::new(cri.clone())
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
@@ -190,8 +190,9 @@ pub async fn serve(
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             // An error means that nobody is left who could tell: stop as well.
             let _ = told.wait_for(|stop| *stop).await;
+            engine.state.feed().close();
         });
-    // Streams never end by themselves, so the wait for them does.
+    // A client may leave an answer unread for ever, so the wait for it ends.
     let deadline = async move {
         let _ = stopping.wait_for(|stop| *stop).await;
         notify(NotifyState::Stopping);

@@ -8,6 +8,7 @@ pub(crate) mod case;
 pub(crate) mod cdi;
 pub(crate) mod crash;
 pub(crate) mod errors;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod hooks;
 pub(crate) mod images;
@@ -89,6 +90,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         stats::CASES,
         observe::CASES,
         traces::CASES,
+        events::CASES,
         resources::CASES,
         pod_limits::CASES,
         users::CASES,

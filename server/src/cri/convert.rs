@@ -47,7 +47,7 @@ pub fn pod(pod: &Pod) -> v1::PodSandbox {
 #[must_use]
 pub fn pod_status(pod: &Pod) -> v1::PodSandboxStatus {
     // What is in a record was read once already, when the pod was made or recovered.
-    let request = v1::RunPodSandboxRequest::decode(pod.record.request.0.as_slice()).unwrap_or_default();
+    let request = v1::RunPodSandboxRequest::decode(&*pod.record.request.0).unwrap_or_default();
     let linux = request
         .config
         .and_then(|c| c.linux)
@@ -124,7 +124,7 @@ pub fn container(container: &Container) -> v1::Container {
 #[must_use]
 pub fn container_status(container: &Container, resources: &Resources) -> v1::ContainerStatus {
     let (record, config) = (&container.record, &container.config);
-    let request = v1::CreateContainerRequest::decode(record.request.0.as_slice()).unwrap_or_default();
+    let request = v1::CreateContainerRequest::decode(&*record.request.0).unwrap_or_default();
     let asked = request.config.unwrap_or_default();
     let times = times(&record.phase);
     let user = record.identity.as_ref().map(|identity| v1::ContainerUser {

@@ -12,6 +12,7 @@ use crate::engine::EngineError;
 use crate::engine::error::sentence;
 use crate::engine::native::Kind;
 use crate::model::{Invalid, Refused};
+use crate::state::feed::Lost;
 use crate::state::store::LookupError;
 use crate::streaming::TokenError;
 
@@ -30,6 +31,9 @@ pub enum Fault {
     /// A streaming session could not be offered.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// A stream of events that cannot go on.
+    #[error(transparent)]
+    Events(#[from] Lost),
     /// podd does not have this RPC yet.
     #[error("{0} is not implemented by podd {version}", version = env!("CARGO_PKG_VERSION"))]
     Unimplemented(&'static str),
@@ -56,6 +60,8 @@ impl Fault {
             Self::Image(e) => image(e),
             Self::Token(TokenError::Full) => Code::ResourceExhausted,
             Self::Token(TokenError::Random(_)) => Code::Internal,
+            Self::Events(Lost::Missed(_)) => Code::DataLoss,
+            Self::Events(Lost::Closed) => Code::Unavailable,
             Self::Panicked(_) => Code::Internal,
         }
     }
@@ -156,6 +162,12 @@ mod tests {
                     "CheckpointContainer is not implemented by podd ",
                     env!("CARGO_PKG_VERSION")
                 ),
+            ),
+            (
+                Lost::Missed(12).into(),
+                Code::DataLoss,
+                "12 events came faster than they were read and are lost: list pods and containers, then \
+                 subscribe again",
             ),
             (
                 Arc::new(EngineError::FindPod(LookupError::Unknown("abc".to_owned()))).into(),

@@ -5,6 +5,7 @@
 
 pub mod container;
 pub mod convert;
+pub mod events;
 pub mod exec;
 pub mod fault;
 pub mod filter;
@@ -329,7 +330,7 @@ impl RuntimeService for Cri {
         &self,
         _: Request<v1::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        unimplemented("GetContainerEvents")
+        answer(Ok(events::stream(&self.engine)))
     }
 
     async fn list_metric_descriptors(

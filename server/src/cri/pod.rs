@@ -7,7 +7,7 @@ use tracing::{Span, info};
 
 use super::fault::Fault;
 use super::{convert, filter, request};
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::state::record::PodResources;
 
 /// RunPodSandbox.
@@ -50,6 +50,8 @@ pub async fn status(
     request: &v1::PodSandboxStatusRequest,
 ) -> Result<v1::PodSandboxStatusResponse, Fault> {
     Span::current().record("pod", &request.pod_sandbox_id);
+    // Before the snapshot is read: the kubelet orders this status among the events by it.
+    let timestamp = engine.state.feed().moment();
     let pod = engine.find_pod(&request.pod_sandbox_id)?;
     let snapshot = engine.snapshot();
     let listed = snapshot.containers_of(&pod.record.id).filter(|c| c.is_listed());
@@ -66,7 +68,7 @@ pub async fn status(
             Default::default()
         },
         containers_statuses: statuses.map(|(c, r)| convert::container_status(c, r)).collect(),
-        timestamp: now(),
+        timestamp,
     })
 }
 

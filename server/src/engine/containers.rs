@@ -581,7 +581,7 @@ fn new_container(
         phase: ContainerPhase::Creating,
         leftover: false,
         fingerprint,
-        request: Encoded(request.encoded),
+        request: Encoded(request.encoded.into()),
         image_id: image.id.to_string(),
         image_ref: image
             .repo_digests

@@ -29,11 +29,12 @@ pub mod undo;
 mod writable;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use podd_images::Images;
 use podd_netplug::Subnet;
 
+pub use crate::state::now;
 pub use error::EngineError;
 use inflight::{Fingerprint, Inflight, JoinError};
 use native::Native;
@@ -42,7 +43,6 @@ use crate::config::Config;
 use crate::model::{ContainerConfig, ContainerId, ContainerMetadata, PodConfig, PodId, PodMetadata};
 use crate::observe::metrics::{Leak, Metrics};
 use crate::state::State;
-use crate::state::phase::Nanos;
 use crate::state::recover::{self, Decode, Recovered};
 use crate::state::store::{Container, Pod, Snapshot};
 use crate::trace::context as trace;
@@ -297,13 +297,4 @@ pub async fn blocking<T: Send + 'static, E: Into<EngineError> + Send + 'static>(
         Ok(result) => result.map_err(Into::into),
         Err(_) => Err(EngineError::Panicked(operation)),
     }
-}
-
-/// The time of day, for reports only.
-#[must_use]
-pub fn now() -> Nanos {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Nanos::try_from(since.as_nanos()).unwrap_or(Nanos::MAX)
 }

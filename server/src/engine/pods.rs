@@ -98,7 +98,7 @@ impl Engine {
             phase: PodPhase::Creating,
             leftover: false,
             fingerprint,
-            request: Encoded(request.encoded),
+            request: Encoded(request.encoded.into()),
             cgroup: Some(place.cgroup().as_str().to_owned()),
             scope: place.unit().map(str::to_owned),
             attachment: None,

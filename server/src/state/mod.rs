@@ -3,6 +3,7 @@
 //! Owns the order of the two and that changes of one object happen one after the other. Knows no kernel and no
 //! CRI. Methods that write block for the length of a small file write: call them from a blocking thread.
 
+pub mod feed;
 pub mod locks;
 pub mod phase;
 pub mod record;
@@ -14,11 +15,13 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::Notify;
 
 use crate::model::{ContainerId, PodId};
-use phase::{ContainerEvent, PodEvent, Refused};
+use feed::Feed;
+use phase::{ContainerEvent, Nanos, PodEvent, Refused};
 use record::{ContainerRecord, PodRecord, RecordError, Records};
 use store::{Container, Pod, Snapshot, Store};
 
@@ -47,6 +50,15 @@ pub struct State {
     boot_id: String,
     locks: [Mutex<()>; SHARDS],
     changed: [Notify; SHARDS],
+}
+
+/// The time of day, for reports only.
+#[must_use]
+pub fn now() -> Nanos {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Nanos::try_from(since.as_nanos()).unwrap_or(Nanos::MAX)
 }
 
 fn shard(id: &impl Hash) -> usize {
@@ -86,6 +98,12 @@ impl State {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.store.snapshot()
+    }
+
+    /// What happens to pods and containers from now on.
+    #[must_use]
+    pub fn feed(&self) -> &Feed {
+        self.store.feed()
     }
 
     fn lock(&self, id: &impl Hash) -> MutexGuard<'_, ()> {

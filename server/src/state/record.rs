@@ -18,6 +18,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -31,16 +32,16 @@ use crate::model::{ContainerId, PodId, Resources, StopSignal};
 /// The format this podd writes, and the only one it reads so far.
 pub const VERSION: u32 = 1;
 
-/// Bytes, in JSON as base64.
+/// Bytes, in JSON as base64. The many versions of one record share them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Encoded(pub Vec<u8>);
+pub struct Encoded(pub Arc<[u8]>);
 
 impl TryFrom<String> for Encoded {
     type Error = base64::DecodeError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        BASE64.decode(text).map(Self)
+        BASE64.decode(text).map(|bytes| Self(bytes.into()))
     }
 }
 

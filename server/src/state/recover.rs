@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::State;
+use super::feed::RETENTION;
 use super::phase::{ContainerEvent, ContainerPhase, Exit, Nanos, PodPhase, Reason};
 use super::record::{ContainerRecord, PodRecord, RecordError};
 use super::store::{Container, Pod};
@@ -87,12 +88,14 @@ pub fn recover(state: &State, decode: Decode, now: Nanos) -> Result<Recovered, R
                     found.half_made_pods.push(pod.record.id);
                 }
                 let id = pod.record.id;
-                state.store.put_pod(Arc::new(pod));
+                state.store.restore_pod(Arc::new(pod));
                 recover_containers(state, decode, now, &id, &mut found)?;
             }
         }
     }
     records.set_boot(state.boot_id())?;
+    let retention = Nanos::try_from(RETENTION.as_nanos()).unwrap_or(Nanos::MAX);
+    state.store.tell_ends(now.saturating_sub(retention));
     Ok(found)
 }
 
@@ -125,7 +128,7 @@ fn recover_containers(
                 ) {
                     found.half_made_containers.push(container.record.id);
                 }
-                state.store.put_container(Arc::new(container));
+                state.store.restore_container(Arc::new(container));
             }
         }
     }

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
+use super::feed::{CAPACITY, Feed, Happened, Stage, Subject};
 use super::locks::{ContainerLock, PodLock};
-use super::phase::{ContainerPhase, PodPhase};
+use super::phase::{ContainerPhase, Nanos, PodPhase};
 use super::record::{ContainerRecord, PodRecord, PodResources};
 use crate::model::{
     ContainerConfig, ContainerId, ContainerMetadata, PodConfig, PodId, PodMetadata, Resources,
@@ -156,22 +157,33 @@ impl Snapshot {
         exact.map_or_else(|| unique(self.containers.iter(), id), Ok)
     }
 
-    fn put_pod(&mut self, pod: Arc<Pod>) {
+    fn put_pod(&mut self, pod: Arc<Pod>) -> Option<Change> {
         let id = pod.record.id;
+        let happened = Stage::of_pod(self.pods.get(&id)).until(Stage::of_pod(Some(&pod)));
         if pod.record.leftover {
             self.free_name(&pod);
         } else {
             self.names.insert_mut(pod.config.metadata.clone(), id);
         }
-        self.pods.insert_mut(id, pod);
+        self.pods.insert_mut(id, Arc::clone(&pod));
+        let subject = Subject::Pod(id);
+        Some(Change {
+            happened,
+            subject,
+            pod,
+        })
     }
 
-    fn drop_pod(&mut self, id: &PodId) {
-        if let Some(pod) = self.pods.get(id).cloned() {
-            self.free_name(&pod);
-            self.pods.remove_mut(id);
-            self.by_pod.remove_mut(id);
-        }
+    fn drop_pod(&mut self, id: &PodId) -> Option<Change> {
+        let pod = self.pods.get(id).cloned()?;
+        self.free_name(&pod);
+        self.pods.remove_mut(id);
+        self.by_pod.remove_mut(id);
+        Some(Change {
+            happened: Stage::of_pod(Some(&pod)).until(Stage::Absent),
+            subject: Subject::Pod(*id),
+            pod,
+        })
     }
 
     fn free_name(&mut self, pod: &Pod) {
@@ -180,26 +192,44 @@ impl Snapshot {
         }
     }
 
-    fn put_container(&mut self, container: Arc<Container>) {
+    fn put_container(&mut self, container: Arc<Container>) -> Option<Change> {
         let (id, pod) = (container.record.id, container.record.pod);
-        if !self.containers.contains_key(&id) {
+        let before = self.containers.get(&id);
+        let happened = Stage::of_container(before).until(Stage::of_container(Some(&container)));
+        if before.is_none() {
             let mut ids = self.by_pod.get(&pod).cloned().unwrap_or_default();
             ids.insert_mut(id);
             self.by_pod.insert_mut(pod, ids);
         }
         self.containers.insert_mut(id, container);
+        Some(Change {
+            happened,
+            subject: Subject::Container(id),
+            pod: self.pods.get(&pod).cloned()?,
+        })
     }
 
-    fn drop_container(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get(id).cloned() else {
-            return;
-        };
+    fn drop_container(&mut self, id: &ContainerId) -> Option<Change> {
+        let container = self.containers.get(id).cloned()?;
+        let pod = container.record.pod;
         self.containers.remove_mut(id);
-        if let Some(mut ids) = self.by_pod.get(&container.record.pod).cloned() {
+        if let Some(mut ids) = self.by_pod.get(&pod).cloned() {
             ids.remove_mut(id);
-            self.by_pod.insert_mut(container.record.pod, ids);
+            self.by_pod.insert_mut(pod, ids);
         }
+        Some(Change {
+            happened: Stage::of_container(Some(&container)).until(Stage::Absent),
+            subject: Subject::Container(*id),
+            pod: self.pods.get(&pod).cloned()?,
+        })
     }
+}
+
+/// What a change of the snapshot means to those who listen.
+struct Change {
+    happened: &'static [Happened],
+    subject: Subject,
+    pod: Arc<Pod>,
 }
 
 /// The one object whose id begins with `prefix`.
@@ -218,11 +248,12 @@ fn unique<'a, K: AsRef<str> + 'a, T>(
     found.ok_or_else(|| LookupError::Unknown(prefix.to_owned()))
 }
 
-/// The current snapshot.
+/// The current snapshot, and who is told when it changes.
 #[derive(Debug, Default)]
 pub struct Store {
     current: ArcSwap<Snapshot>,
     writer: Mutex<()>,
+    feed: Feed,
 }
 
 impl Store {
@@ -232,32 +263,83 @@ impl Store {
         self.current.load_full()
     }
 
+    /// What happens to pods and containers from now on.
+    #[must_use]
+    pub fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
     /// Publishes a pod, new or changed.
     pub fn put_pod(&self, pod: Arc<Pod>) {
-        self.change(|snapshot| snapshot.put_pod(pod));
+        self.change(|next| next.put_pod(pod));
     }
 
     /// Forgets a pod.
     pub fn drop_pod(&self, id: &PodId) {
-        self.change(|snapshot| snapshot.drop_pod(id));
+        self.change(|next| next.drop_pod(id));
     }
 
     /// Publishes a container, new or changed.
     pub fn put_container(&self, container: Arc<Container>) {
-        self.change(|snapshot| snapshot.put_container(container));
+        self.change(|next| next.put_container(container));
     }
 
     /// Forgets a container.
     pub fn drop_container(&self, id: &ContainerId) {
-        self.change(|snapshot| snapshot.drop_container(id));
+        self.change(|next| next.drop_container(id));
     }
 
-    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+    /// Publishes a pod that was there before podd was: nothing has happened to it.
+    pub fn restore_pod(&self, pod: Arc<Pod>) {
+        self.change(|next| {
+            next.put_pod(pod);
+            None
+        });
+    }
+
+    /// Publishes a container that was there before podd was: nothing has happened to it.
+    pub fn restore_container(&self, container: Arc<Container>) {
+        self.change(|next| {
+            next.put_container(container);
+            None
+        });
+    }
+
+    /// Tells of the containers that ended after `since`, though they are known to be over: a podd before this one
+    /// may have recorded that and died before it told.
+    pub fn tell_ends(&self, since: Nanos) {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot();
+        let ended = |container: &&Arc<Container>| match &container.record.phase {
+            ContainerPhase::Exited(exit) if !container.record.leftover => exit.finished_at > since,
+            _ => false,
+        };
+        let mut ends: Vec<_> = snapshot.containers().filter(ended).collect();
+        ends.sort_by_key(|container| match &container.record.phase {
+            ContainerPhase::Exited(exit) => exit.finished_at,
+            _ => 0,
+        });
+        // More than the feed keeps would only push each other out.
+        for container in ends.iter().rev().take(CAPACITY).rev() {
+            if let Some(pod) = snapshot.pod(&container.record.pod) {
+                let subject = Subject::Container(container.record.id);
+                self.feed.tell(&[Happened::Stopped], subject, pod, &snapshot);
+            }
+        }
+    }
+
+    /// Replaces the snapshot, and then tells what `change` says has happened.
+    fn change(&self, change: impl FnOnce(&mut Snapshot) -> Option<Change>) {
         // The snapshot is replaced as a whole at the end, so a panic in between leaves the former one.
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = Snapshot::clone(&self.current.load());
-        change(&mut next);
-        self.current.store(Arc::new(next));
+        let change = change(&mut next);
+        let next = Arc::new(next);
+        self.current.store(Arc::clone(&next));
+        if let Some(change) = change {
+            self.feed
+                .tell(change.happened, change.subject, &change.pod, &next);
+        }
     }
 }
 
