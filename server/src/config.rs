@@ -268,6 +268,8 @@ pub struct Limits {
     pub exec_sync_output_bytes: u32,
     /// Largest message sent or received on the CRI socket.
     pub grpc_message_bytes: u32,
+    /// Longest list that is answered in one message.
+    pub list_bytes: u32,
     /// Open files of a container: the soft limit.
     pub nofile_soft: u64,
     /// Open files of a container: the hard limit.
@@ -279,6 +281,8 @@ impl Default for Limits {
         Self {
             exec_sync_output_bytes: 16 << 20,
             grpc_message_bytes: 80 << 20,
+            // What the kubelet and crictl take.
+            list_bytes: 16 << 20,
             nofile_soft: 1024,
             nofile_hard: 524_288,
         }

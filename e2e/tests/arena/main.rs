@@ -14,6 +14,7 @@ pub(crate) mod hooks;
 pub(crate) mod images;
 pub(crate) mod isolation;
 pub(crate) mod lifecycle;
+pub(crate) mod lists;
 pub(crate) mod logs;
 pub(crate) mod mounts;
 pub(crate) mod network;
@@ -91,6 +92,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         observe::CASES,
         traces::CASES,
         events::CASES,
+        lists::CASES,
         resources::CASES,
         pod_limits::CASES,
         users::CASES,

@@ -8,8 +8,10 @@ use podd_proto::v1;
 use tracing::{Span, info};
 
 use super::fault::Fault;
-use super::{convert, filter, request};
+use super::list::{self, Calls};
+use super::{Messages, convert, filter, request};
 use crate::engine::Engine;
+use crate::state::store::Container;
 
 /// CreateContainer.
 pub async fn create(
@@ -72,14 +74,34 @@ pub async fn status(
 }
 
 /// ListContainers, from the snapshot.
-pub fn list(engine: &Arc<Engine>, wanted: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
+pub fn list(
+    engine: &Engine,
+    wanted: Option<v1::ContainerFilter>,
+) -> Result<v1::ListContainersResponse, Fault> {
+    let calls = Calls {
+        whole: "ListContainers",
+        stream: "StreamContainers",
+    };
+    let found = select(engine, wanted);
+    let containers = calls.whole(engine, found.iter().map(|c| convert::container(c)))?;
+    Ok(v1::ListContainersResponse { containers })
+}
+
+/// StreamContainers, from the snapshot.
+pub fn stream(
+    engine: &Engine,
+    wanted: Option<v1::ContainerFilter>,
+) -> Messages<v1::StreamContainersResponse> {
+    list::each(select(engine, wanted), |c| v1::StreamContainersResponse {
+        containers: vec![convert::container(&c)],
+    })
+}
+
+fn select(engine: &Engine, wanted: Option<v1::ContainerFilter>) -> Vec<Arc<Container>> {
     let wanted = wanted.unwrap_or_default();
     let snapshot = engine.snapshot();
-    snapshot
-        .containers()
-        .filter(|c| filter::container(&wanted, c))
-        .map(|c| convert::container(c))
-        .collect()
+    let containers = snapshot.containers().filter(|c| filter::container(&wanted, c));
+    containers.cloned().collect()
 }
 
 /// UpdateContainerResources. What is zero or empty stays as it is. Annotations are hints for experiments.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tonic::{Code, Status};
 
+use super::list::TooLong;
 use crate::cdi::CdiError;
 use crate::engine::EngineError;
 use crate::engine::error::sentence;
@@ -31,6 +32,9 @@ pub enum Fault {
     /// A streaming session could not be offered.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// A list that does not fit into one message.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
     /// A stream of events that cannot go on.
     #[error(transparent)]
     Events(#[from] Lost),
@@ -60,6 +64,7 @@ impl Fault {
             Self::Image(e) => image(e),
             Self::Token(TokenError::Full) => Code::ResourceExhausted,
             Self::Token(TokenError::Random(_)) => Code::Internal,
+            Self::TooLong(_) => Code::ResourceExhausted,
             Self::Events(Lost::Missed(_)) => Code::DataLoss,
             Self::Events(Lost::Closed) => Code::Unavailable,
             Self::Panicked(_) => Code::Internal,

@@ -10,7 +10,9 @@ use podd_images::{Auth, Image, Reference};
 use podd_proto::v1;
 use tracing::info;
 
+use super::Messages;
 use super::fault::Fault;
+use super::list::{self, Calls};
 use crate::engine::{Engine, blocking, now};
 
 /// PullImage. The answer is the image's id, which containers will carry as their image id.
@@ -53,16 +55,34 @@ pub async fn status(
 }
 
 /// ListImages, all or the one that the filter names.
-pub fn list(engine: &Arc<Engine>, wanted: Option<v1::ImageFilter>) -> Vec<v1::Image> {
+pub fn list(engine: &Engine, wanted: Option<v1::ImageFilter>) -> Result<v1::ListImagesResponse, Fault> {
+    let calls = Calls {
+        whole: "ListImages",
+        stream: "StreamImages",
+    };
+    let found = select(engine, wanted);
+    let images = calls.whole(engine, found.iter().map(|image| message(engine, image)))?;
+    Ok(v1::ListImagesResponse { images })
+}
+
+/// StreamImages, likewise.
+pub fn stream(engine: &Arc<Engine>, wanted: Option<v1::ImageFilter>) -> Messages<v1::StreamImagesResponse> {
+    let found = select(engine, wanted);
+    let engine = Arc::clone(engine);
+    list::each(found, move |image| v1::StreamImagesResponse {
+        images: vec![message(&engine, &image)],
+    })
+}
+
+fn select(engine: &Engine, wanted: Option<v1::ImageFilter>) -> Vec<Arc<Image>> {
     let name = wanted
         .and_then(|f| f.image)
         .map(|i| i.image)
         .filter(|name| !name.is_empty());
-    let images = match name {
+    match name {
         Some(name) => engine.images.resolve(&name).into_iter().collect(),
         None => engine.images.list(),
-    };
-    images.iter().map(|image| message(engine, image)).collect()
+    }
 }
 
 /// RemoveImage. An image that is not there counts as removed.

@@ -11,6 +11,7 @@ pub mod fault;
 pub mod filter;
 pub mod image;
 pub mod layers;
+pub mod list;
 pub mod pod;
 pub mod request;
 pub mod stats;
@@ -56,17 +57,6 @@ fn answer<T>(result: Result<T, Fault>) -> Result<Response<T>, Status> {
 /// The answer of an RPC that podd does not have yet.
 fn unimplemented<T>(rpc: &'static str) -> Result<Response<T>, Status> {
     answer(Err(Fault::Unimplemented(rpc)))
-}
-
-/// A list in messages that are small whatever the length of the list; an empty list is no message at all.
-fn in_parts<T: Send + 'static, M: Send + 'static>(items: Vec<T>, wrap: fn(Vec<T>) -> M) -> Messages<M> {
-    const PART: usize = 256;
-    let mut rest = items.into_iter();
-    let parts = std::iter::from_fn(move || {
-        let part: Vec<T> = rest.by_ref().take(PART).collect();
-        (!part.is_empty()).then(|| Ok(wrap(part)))
-    });
-    Box::pin(tokio_stream::iter(parts))
 }
 
 #[async_trait]
@@ -125,9 +115,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::ListPodSandboxRequest>,
     ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
-        answer(Ok(v1::ListPodSandboxResponse {
-            items: pod::list(&self.engine, r.into_inner().filter),
-        }))
+        answer(pod::list(&self.engine, r.into_inner().filter))
     }
 
     type StreamPodSandboxesStream = Messages<v1::StreamPodSandboxesResponse>;
@@ -136,10 +124,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        answer(Ok(in_parts(
-            pod::list(&self.engine, r.into_inner().filter),
-            |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes },
-        )))
+        answer(Ok(pod::stream(&self.engine, r.into_inner().filter)))
     }
 
     async fn create_container(
@@ -174,9 +159,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::ListContainersRequest>,
     ) -> Result<Response<v1::ListContainersResponse>, Status> {
-        answer(Ok(v1::ListContainersResponse {
-            containers: container::list(&self.engine, r.into_inner().filter),
-        }))
+        answer(container::list(&self.engine, r.into_inner().filter))
     }
 
     type StreamContainersStream = Messages<v1::StreamContainersResponse>;
@@ -185,10 +168,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        answer(Ok(in_parts(
-            container::list(&self.engine, r.into_inner().filter),
-            |containers| v1::StreamContainersResponse { containers },
-        )))
+        answer(Ok(container::stream(&self.engine, r.into_inner().filter)))
     }
 
     async fn container_status(
@@ -256,8 +236,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::ListContainerStatsRequest>,
     ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
-        let stats = stats::list_containers(&self.engine, r.into_inner().filter).await;
-        answer(stats.map(|stats| v1::ListContainerStatsResponse { stats }))
+        answer(stats::list_containers(&self.engine, r.into_inner().filter).await)
     }
 
     type StreamContainerStatsStream = Messages<v1::StreamContainerStatsResponse>;
@@ -266,12 +245,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        let stats = stats::list_containers(&self.engine, r.into_inner().filter).await;
-        answer(stats.map(|stats| {
-            in_parts(stats, |container_stats| v1::StreamContainerStatsResponse {
-                container_stats,
-            })
-        }))
+        answer(Ok(stats::stream_containers(&self.engine, r.into_inner().filter)))
     }
 
     async fn pod_sandbox_stats(
@@ -285,8 +259,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        let stats = stats::list_pods(&self.engine, r.into_inner().filter).await;
-        answer(stats.map(|stats| v1::ListPodSandboxStatsResponse { stats }))
+        answer(stats::list_pods(&self.engine, r.into_inner().filter).await)
     }
 
     type StreamPodSandboxStatsStream = Messages<v1::StreamPodSandboxStatsResponse>;
@@ -295,12 +268,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        let stats = stats::list_pods(&self.engine, r.into_inner().filter).await;
-        answer(stats.map(|stats| {
-            in_parts(stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse {
-                pod_sandbox_stats,
-            })
-        }))
+        answer(Ok(stats::stream_pods(&self.engine, r.into_inner().filter)))
     }
 
     async fn checkpoint_container(
@@ -363,9 +331,7 @@ impl ImageService for Cri {
         &self,
         r: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        answer(Ok(v1::ListImagesResponse {
-            images: image::list(&self.engine, r.into_inner().filter),
-        }))
+        answer(image::list(&self.engine, r.into_inner().filter))
     }
 
     type StreamImagesStream = Messages<v1::StreamImagesResponse>;
@@ -374,10 +340,7 @@ impl ImageService for Cri {
         &self,
         r: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        answer(Ok(in_parts(
-            image::list(&self.engine, r.into_inner().filter),
-            |images| v1::StreamImagesResponse { images },
-        )))
+        answer(Ok(image::stream(&self.engine, r.into_inner().filter)))
     }
 
     async fn image_status(
@@ -406,20 +369,5 @@ impl ImageService for Cri {
         _: Request<v1::ImageFsInfoRequest>,
     ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
         answer(Ok(image::fs_info(&self.engine)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures::StreamExt as _;
-
-    #[tokio::test]
-    async fn a_long_list_comes_in_parts_and_an_empty_one_in_none() {
-        let whole: Vec<u32> = (0..600).collect();
-        let parts: Vec<Vec<u32>> = in_parts(whole.clone(), |p| p).map(Result::unwrap).collect().await;
-        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [256, 256, 88]);
-        assert_eq!(parts.concat(), whole);
-        assert_eq!(in_parts(Vec::<u32>::new(), |p| p).count().await, 0);
     }
 }

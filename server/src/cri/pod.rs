@@ -6,9 +6,11 @@ use podd_proto::v1;
 use tracing::{Span, info};
 
 use super::fault::Fault;
-use super::{convert, filter, request};
+use super::list::{self, Calls};
+use super::{Messages, convert, filter, request};
 use crate::engine::Engine;
 use crate::state::record::PodResources;
+use crate::state::store::Pod;
 
 /// RunPodSandbox.
 pub async fn run(
@@ -87,12 +89,32 @@ pub async fn update(
 }
 
 /// ListPodSandbox, from the snapshot.
-pub fn list(engine: &Arc<Engine>, wanted: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
+pub fn list(
+    engine: &Engine,
+    wanted: Option<v1::PodSandboxFilter>,
+) -> Result<v1::ListPodSandboxResponse, Fault> {
+    let calls = Calls {
+        whole: "ListPodSandbox",
+        stream: "StreamPodSandboxes",
+    };
+    let found = select(engine, wanted);
+    let items = calls.whole(engine, found.iter().map(|p| convert::pod(p)))?;
+    Ok(v1::ListPodSandboxResponse { items })
+}
+
+/// StreamPodSandboxes, from the snapshot.
+pub fn stream(
+    engine: &Engine,
+    wanted: Option<v1::PodSandboxFilter>,
+) -> Messages<v1::StreamPodSandboxesResponse> {
+    list::each(select(engine, wanted), |p| v1::StreamPodSandboxesResponse {
+        pod_sandboxes: vec![convert::pod(&p)],
+    })
+}
+
+fn select(engine: &Engine, wanted: Option<v1::PodSandboxFilter>) -> Vec<Arc<Pod>> {
     let wanted = wanted.unwrap_or_default();
     let snapshot = engine.snapshot();
-    snapshot
-        .pods()
-        .filter(|p| filter::pod(&wanted, p))
-        .map(|p| convert::pod(p))
-        .collect()
+    let pods = snapshot.pods().filter(|p| filter::pod(&wanted, p));
+    pods.cloned().collect()
 }

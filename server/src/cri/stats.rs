@@ -10,10 +10,12 @@ use runtime_core::cgroup::{MemoryStats, Pressure, PressureLine};
 use tracing::Span;
 
 use super::fault::Fault;
-use super::{convert, filter, image};
+use super::list::{self, Calls};
+use super::{Messages, convert, filter, image};
 use crate::engine::Engine;
 use crate::engine::stats::{self, ContainerUsage, GroupUsage, LayerUsage, PodUsage};
 use crate::state::phase::PodPhase;
+use crate::state::store::{Container, Pod};
 
 /// ContainerStats. A container that is over is answered with what is left of its counters.
 pub async fn container(
@@ -29,20 +31,49 @@ pub async fn container(
     })
 }
 
-/// ListContainerStats.
+/// ListContainerStats: of containers that are not over.
 pub async fn list_containers(
     engine: &Arc<Engine>,
     wanted: Option<v1::ContainerStatsFilter>,
-) -> Result<Vec<v1::ContainerStats>, Fault> {
+) -> Result<v1::ListContainerStatsResponse, Fault> {
+    let calls = Calls {
+        whole: "ListContainerStats",
+        stream: "StreamContainerStats",
+    };
+    let stats = read_containers(Arc::clone(engine), select_containers(engine, wanted)).await?;
+    let stats = calls.whole(engine, stats.into_iter())?;
+    Ok(v1::ListContainerStatsResponse { stats })
+}
+
+/// StreamContainerStats, likewise.
+pub fn stream_containers(
+    engine: &Arc<Engine>,
+    wanted: Option<v1::ContainerStatsFilter>,
+) -> Messages<v1::StreamContainerStatsResponse> {
+    let found = select_containers(engine, wanted);
+    list::each_read(engine, found, read_containers, |stats| {
+        v1::StreamContainerStatsResponse {
+            container_stats: vec![stats],
+        }
+    })
+}
+
+fn select_containers(engine: &Engine, wanted: Option<v1::ContainerStatsFilter>) -> Vec<Arc<Container>> {
     let wanted = wanted.unwrap_or_default();
-    let found = engine
+    engine
         .snapshot()
         .containers()
         .filter(|c| stats::counts(c) && filter::container_stats(&wanted, c))
         .cloned()
-        .collect();
+        .collect()
+}
+
+async fn read_containers(
+    engine: Arc<Engine>,
+    found: Vec<Arc<Container>>,
+) -> Result<Vec<v1::ContainerStats>, Fault> {
     let usage = engine.containers_usage(found).await.map_err(Arc::new)?;
-    let mountpoint = image::mountpoints(engine).1;
+    let mountpoint = image::mountpoints(&engine).1;
     Ok(usage.iter().map(|u| container_stats(u, &mountpoint)).collect())
 }
 
@@ -64,16 +95,42 @@ pub async fn pod(
 pub async fn list_pods(
     engine: &Arc<Engine>,
     wanted: Option<v1::PodSandboxStatsFilter>,
-) -> Result<Vec<v1::PodSandboxStats>, Fault> {
+) -> Result<v1::ListPodSandboxStatsResponse, Fault> {
+    let calls = Calls {
+        whole: "ListPodSandboxStats",
+        stream: "StreamPodSandboxStats",
+    };
+    let stats = read_pods(Arc::clone(engine), select_pods(engine, wanted)).await?;
+    let stats = calls.whole(engine, stats.into_iter())?;
+    Ok(v1::ListPodSandboxStatsResponse { stats })
+}
+
+/// StreamPodSandboxStats, likewise.
+pub fn stream_pods(
+    engine: &Arc<Engine>,
+    wanted: Option<v1::PodSandboxStatsFilter>,
+) -> Messages<v1::StreamPodSandboxStatsResponse> {
+    let found = select_pods(engine, wanted);
+    list::each_read(engine, found, read_pods, |stats| {
+        v1::StreamPodSandboxStatsResponse {
+            pod_sandbox_stats: vec![stats],
+        }
+    })
+}
+
+fn select_pods(engine: &Engine, wanted: Option<v1::PodSandboxStatsFilter>) -> Vec<Arc<Pod>> {
     let wanted = wanted.unwrap_or_default();
-    let found = engine
+    engine
         .snapshot()
         .pods()
         .filter(|p| p.record.phase == PodPhase::Ready && filter::pod_stats(&wanted, p))
         .cloned()
-        .collect();
+        .collect()
+}
+
+async fn read_pods(engine: Arc<Engine>, found: Vec<Arc<Pod>>) -> Result<Vec<v1::PodSandboxStats>, Fault> {
     let usage = engine.pods_usage(found).await.map_err(Arc::new)?;
-    let mountpoint = image::mountpoints(engine).1;
+    let mountpoint = image::mountpoints(&engine).1;
     Ok(usage.iter().map(|u| pod_stats(u, &mountpoint)).collect())
 }
 
