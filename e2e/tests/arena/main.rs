@@ -16,6 +16,7 @@ pub(crate) mod isolation;
 pub(crate) mod lifecycle;
 pub(crate) mod lists;
 pub(crate) mod logs;
+pub(crate) mod metrics;
 pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod observe;
@@ -92,6 +93,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         observe::CASES,
         traces::CASES,
         events::CASES,
+        metrics::CASES,
         lists::CASES,
         resources::CASES,
         pod_limits::CASES,

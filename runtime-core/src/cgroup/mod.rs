@@ -4,6 +4,7 @@
 //! beneath that directory's descriptor; no path is used twice. Knows neither pods nor drivers: who asks for
 //! systemd's consent does so before it comes here. The law is Documentation/admin-guide/cgroup-v2.rst.
 
+mod account;
 mod devices;
 mod error;
 mod files;
@@ -17,6 +18,7 @@ mod stats;
 mod tests;
 mod update;
 
+pub use account::{Account, Bound};
 pub use devices::{DeviceControl, DeviceProgram, DeviceRules};
 pub use error::CgroupError;
 pub use group::{Cgroup, MemoryEvents};

@@ -1,13 +1,13 @@
 //! What a cgroup has used: its counters, read beneath its directory in one pass.
 //!
-//! Owns the meaning of cpu.stat, memory.*, io.stat, pids.current and of the pressure files. Decides nothing and keeps
+//! Owns the meaning of cpu.stat, memory.*, pids.current and of the pressure files; `account` has what only metrics
+//! show. Decides nothing and keeps
 //! nothing between two reads. A file that is not there (its controller is missing, pressure is switched off, the
 //! cgroup was removed meanwhile) is a value that is absent, never an error; so is a key that an old kernel lacks.
 //!
 //! ```text
 //! cpu.stat, memory.stat      key value\n                       (cpu.stat has usage_usec without any controller)
 //! memory.current, *.max      number or `max`\n
-//! io.stat                    major:minor key=value …\n
 //! *.pressure                 some|full avg10=0.00 avg60=0.00 avg300=0.00 total=microseconds\n
 //! ```
 
@@ -46,6 +46,16 @@ pub struct Pressure {
 pub struct CpuStats {
     /// Processor time so far, in microseconds.
     pub usage_usec: Option<u64>,
+    /// The part of it in applications, in microseconds.
+    pub user_usec: Option<u64>,
+    /// The part of it in the kernel, in microseconds.
+    pub system_usec: Option<u64>,
+    /// Periods of cpu.max so far, and those in which the quota ran out.
+    pub periods: Option<u64>,
+    /// See `periods`.
+    pub throttled_periods: Option<u64>,
+    /// How long tasks waited for their next quota, in microseconds.
+    pub throttled_usec: Option<u64>,
     /// cpu.pressure.
     pub pressure: Option<Pressure>,
 }
@@ -61,8 +71,14 @@ pub struct MemoryStats {
     pub inactive_file: Option<u64>,
     /// Bytes of file cache.
     pub file: Option<u64>,
+    /// Bytes of file cache that were touched again and again.
+    pub active_file: Option<u64>,
+    /// Bytes of files that are mapped.
+    pub file_mapped: Option<u64>,
     /// Bytes of anonymous memory.
     pub anon: Option<u64>,
+    /// Bytes of the kernel's own memory, from Linux 5.18 on.
+    pub kernel: Option<u64>,
     /// Page faults so far.
     pub page_faults: Option<u64>,
     /// Page faults so far that had to wait for a disk.
@@ -83,9 +99,11 @@ impl MemoryStats {
     }
 }
 
-/// Use of block devices, all devices added up.
+/// Use of a block device so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IoStats {
+    /// The device: major and minor number.
+    pub device: (u32, u32),
     /// Bytes read.
     pub read_bytes: u64,
     /// Bytes written.
@@ -116,9 +134,10 @@ impl StatsReader {
     /// # Errors
     /// A file is there and cannot be read.
     pub fn cpu(&mut self, cgroup: &Cgroup) -> Result<CpuStats, CgroupError> {
+        let counters = self.parse(cgroup, "cpu.stat", cpu_counters)?;
         Ok(CpuStats {
-            usage_usec: self.parse(cgroup, "cpu.stat", cpu_usage)?.flatten(),
             pressure: self.parse(cgroup, "cpu.pressure", pressure)?,
+            ..counters.unwrap_or_default()
         })
     }
 
@@ -150,14 +169,6 @@ impl StatsReader {
         })
     }
 
-    /// Use of block devices; absent without the controller.
-    ///
-    /// # Errors
-    /// As for [`StatsReader::cpu`].
-    pub fn io(&mut self, cgroup: &Cgroup) -> Result<Option<IoStats>, CgroupError> {
-        self.parse(cgroup, "io.stat", io_counters)
-    }
-
     /// io.pressure.
     ///
     /// # Errors
@@ -174,12 +185,12 @@ impl StatsReader {
         self.number(cgroup, "pids.current")
     }
 
-    fn number(&mut self, cgroup: &Cgroup, file: &str) -> Result<Option<u64>, CgroupError> {
+    pub(super) fn number(&mut self, cgroup: &Cgroup, file: &str) -> Result<Option<u64>, CgroupError> {
         let parsed = self.parse(cgroup, file, |text| text.trim_ascii().parse().ok())?;
         Ok(parsed.flatten())
     }
 
-    fn parse<T>(
+    pub(super) fn parse<T>(
         &mut self,
         cgroup: &Cgroup,
         file: &str,
@@ -215,12 +226,25 @@ fn read<'a>(dir: BorrowedFd<'_>, file: &str, buffer: &'a mut [u8]) -> Result<&'a
 }
 
 /// The lines of a flat keyed file.
-fn pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.lines().filter_map(|line| line.split_once(' '))
 }
 
-fn cpu_usage(text: &str) -> Option<u64> {
-    pairs(text).find(|(key, _)| *key == "usage_usec")?.1.parse().ok()
+fn cpu_counters(text: &str) -> CpuStats {
+    let mut counters = CpuStats::default();
+    for (key, value) in pairs(text) {
+        let field = match key {
+            "usage_usec" => &mut counters.usage_usec,
+            "user_usec" => &mut counters.user_usec,
+            "system_usec" => &mut counters.system_usec,
+            "nr_periods" => &mut counters.periods,
+            "nr_throttled" => &mut counters.throttled_periods,
+            "throttled_usec" => &mut counters.throttled_usec,
+            _ => continue,
+        };
+        *field = value.parse().ok();
+    }
+    counters
 }
 
 fn memory_counters(text: &str) -> MemoryStats {
@@ -230,6 +254,9 @@ fn memory_counters(text: &str) -> MemoryStats {
             "anon" => &mut counters.anon,
             "file" => &mut counters.file,
             "inactive_file" => &mut counters.inactive_file,
+            "active_file" => &mut counters.active_file,
+            "file_mapped" => &mut counters.file_mapped,
+            "kernel" => &mut counters.kernel,
             "pgfault" => &mut counters.page_faults,
             "pgmajfault" => &mut counters.major_page_faults,
             _ => continue,
@@ -237,24 +264,6 @@ fn memory_counters(text: &str) -> MemoryStats {
         *field = value.parse().ok();
     }
     counters
-}
-
-fn io_counters(text: &str) -> IoStats {
-    let mut all = IoStats::default();
-    let values = text
-        .split_ascii_whitespace()
-        .filter_map(|word| word.split_once('='));
-    for (key, value) in values {
-        let field = match key {
-            "rbytes" => &mut all.read_bytes,
-            "wbytes" => &mut all.written_bytes,
-            "rios" => &mut all.reads,
-            "wios" => &mut all.writes,
-            _ => continue,
-        };
-        *field = field.saturating_add(value.parse().unwrap_or(0));
-    }
-    all
 }
 
 fn pressure(text: &str) -> Pressure {

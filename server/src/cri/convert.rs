@@ -289,14 +289,17 @@ pub(super) fn metadata(container: &Container) -> v1::ContainerMetadata {
 }
 
 /// The image as the user named it: the kubelet sends an id with the name beside it.
+pub(super) fn image_name(image: &ImageSpec) -> &str {
+    match image.user_specified_image.as_str() {
+        "" => &image.image,
+        named => named,
+    }
+}
+
+/// The image in the words of the CRI.
 fn image_spec(image: &ImageSpec) -> v1::ImageSpec {
-    let name = if image.user_specified_image.is_empty() {
-        &image.image
-    } else {
-        &image.user_specified_image
-    };
     v1::ImageSpec {
-        image: name.clone(),
+        image: image_name(image).to_owned(),
         annotations: map(&image.annotations),
         user_specified_image: image.user_specified_image.clone(),
         runtime_handler: image.runtime_handler.clone(),

@@ -12,6 +12,7 @@ pub mod filter;
 pub mod image;
 pub mod layers;
 pub mod list;
+pub mod metrics;
 pub mod pod;
 pub mod request;
 pub mod stats;
@@ -305,14 +306,14 @@ impl RuntimeService for Cri {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        unimplemented("ListMetricDescriptors")
+        answer(Ok(metrics::describe()))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        unimplemented("ListPodSandboxMetrics")
+        answer(metrics::list(&self.engine).await)
     }
 
     type StreamPodSandboxMetricsStream = Messages<v1::StreamPodSandboxMetricsResponse>;
@@ -321,7 +322,7 @@ impl RuntimeService for Cri {
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        unimplemented("StreamPodSandboxMetrics")
+        answer(Ok(metrics::stream(&self.engine)))
     }
 }
 

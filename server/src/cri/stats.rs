@@ -118,7 +118,8 @@ pub fn stream_pods(
     })
 }
 
-fn select_pods(engine: &Engine, wanted: Option<v1::PodSandboxStatsFilter>) -> Vec<Arc<Pod>> {
+/// The pods that statistics and metrics are of: those that are ready.
+pub(super) fn select_pods(engine: &Engine, wanted: Option<v1::PodSandboxStatsFilter>) -> Vec<Arc<Pod>> {
     let wanted = wanted.unwrap_or_default();
     engine
         .snapshot()
@@ -293,6 +294,7 @@ mod tests {
             cpu: CpuStats {
                 usage_usec: Some(12),
                 pressure,
+                ..CpuStats::default()
             },
             nano_cores: Some(3),
             memory: MemoryStats {
@@ -386,9 +388,13 @@ mod tests {
             link: Some(LinkUsage {
                 at: 6,
                 rx_bytes: 1,
+                rx_packets: 5,
                 rx_errors: 2,
+                rx_dropped: 6,
                 tx_bytes: 3,
+                tx_packets: 7,
                 tx_errors: 4,
+                tx_dropped: 8,
             }),
             processes: Some((8, 2)),
             containers: Vec::new(),

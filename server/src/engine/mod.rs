@@ -14,6 +14,7 @@ mod exits;
 mod hooks;
 pub mod inflight;
 mod keeper;
+pub mod metrics;
 pub mod native;
 mod native_error;
 pub mod place;

@@ -4,7 +4,6 @@
 //! rate is found. What cannot be read is absent; one container in trouble keeps no other from being reported.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,12 +54,20 @@ pub struct LinkUsage {
     pub at: Nanos,
     /// Bytes received.
     pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
     /// Errors on receipt.
     pub rx_errors: u64,
+    /// Packets that were not received for want of room.
+    pub rx_dropped: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
     /// Errors on sending.
     pub tx_errors: u64,
+    /// Packets that were not sent for want of room.
+    pub tx_dropped: u64,
 }
 
 /// What a pod uses.
@@ -121,7 +128,7 @@ impl Sample {
 #[derive(Debug, Default)]
 pub struct Stats {
     samples: Mutex<HashMap<Key, Sample>>,
-    layers: Layers,
+    pub(super) layers: Layers,
 }
 
 impl Stats {
@@ -187,7 +194,7 @@ impl Engine {
         .await
     }
 
-    async fn pass<T: Send + 'static>(
+    pub(super) async fn pass<T: Send + 'static>(
         self: &Arc<Self>,
         operation: &'static str,
         work: impl FnOnce(&mut Pass<'_>) -> T + Send + 'static,
@@ -198,6 +205,7 @@ impl Engine {
             let done = work(&mut Pass {
                 engine: &engine,
                 reader: StatsReader::default(),
+                links: None,
             });
             // Whenever something is new, something else may be gone: what is remembered stays as much as exists.
             if engine.stats.len() > before {
@@ -210,22 +218,39 @@ impl Engine {
 }
 
 /// One pass over the kernel's files.
-struct Pass<'a> {
-    engine: &'a Engine,
-    reader: StatsReader,
+pub(super) struct Pass<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) reader: StatsReader,
+    /// The counters of all links, once the first is asked for.
+    links: Option<HashMap<String, LinkUsage>>,
 }
 
 impl Pass<'_> {
+    /// What a container has written, as far as it was measured.
+    pub(super) fn layer(&self, container: &Container) -> Option<LayerUsage> {
+        let record = &container.record;
+        let records = self.engine.state.records();
+        let upper = || records.container_dir(&record.pod, &record.id).join("upper");
+        self.engine.stats.layers.usage(record.id, upper)
+    }
+
+    /// The counters of a pod's interface; absent in the host's network and after the pod was stopped.
+    pub(super) fn link(&mut self, pod: &Pod) -> Option<LinkUsage> {
+        let attachment = pod.record.attachment.as_ref()?;
+        self.links
+            .get_or_insert_with(links)
+            .get(&attachment.host_link)
+            .copied()
+    }
+
     fn container(&mut self, container: Arc<Container>) -> ContainerUsage {
         let record = &container.record;
         let group = self
             .find(record.cgroup.as_deref())
             .and_then(|cgroup| self.group(&cgroup, Key::Container(record.id)));
-        let records = self.engine.state.records();
-        let upper = || records.container_dir(&record.pod, &record.id).join("upper");
         ContainerUsage {
             group,
-            layer: self.engine.stats.layers.usage(record.id, upper),
+            layer: self.layer(&container),
             container,
         }
     }
@@ -239,10 +264,7 @@ impl Pass<'_> {
             .cloned()
             .collect();
         let cgroup = self.find(record.cgroup.as_deref());
-        let link = record
-            .attachment
-            .as_ref()
-            .and_then(|a| link_usage(&Path::new("/sys/class/net").join(&a.host_link)));
+        let link = self.link(&pod);
         PodUsage {
             group: cgroup
                 .as_ref()
@@ -255,7 +277,7 @@ impl Pass<'_> {
     }
 
     /// Opens a cgroup, if it still exists.
-    fn find(&self, path: Option<&str>) -> Option<Cgroup> {
+    pub(super) fn find(&self, path: Option<&str>) -> Option<Cgroup> {
         let open = |path: &str| -> Result<Option<Cgroup>, NativeError> {
             let path = path.parse().map_err(NativeError::CgroupPath)?;
             Ok(self.engine.native.cgroups.find(&path)?)
@@ -263,18 +285,20 @@ impl Pass<'_> {
         path.and_then(|path| open(path).unwrap_or_else(|e| tell(path, &e)))
     }
 
+    /// The counters of a cgroup, without a rate.
+    pub(super) fn counters(&mut self, cgroup: &Cgroup) -> Result<GroupUsage, NativeError> {
+        Ok(GroupUsage {
+            at: now(),
+            cpu: self.reader.cpu(cgroup)?,
+            nano_cores: None,
+            memory: self.reader.memory(cgroup)?,
+            io: self.reader.io_pressure(cgroup)?,
+        })
+    }
+
     fn group(&mut self, cgroup: &Cgroup, key: Key) -> Option<GroupUsage> {
-        let reader = &mut self.reader;
-        let mut read = || -> Result<GroupUsage, NativeError> {
-            Ok(GroupUsage {
-                at: now(),
-                cpu: reader.cpu(cgroup)?,
-                nano_cores: None,
-                memory: reader.memory(cgroup)?,
-                io: reader.io_pressure(cgroup)?,
-            })
-        };
-        let group = read()
+        let group = self
+            .counters(cgroup)
             .map(Some)
             .unwrap_or_else(|e| tell(cgroup.path().as_str(), &e))?;
         Some(GroupUsage {
@@ -301,25 +325,44 @@ impl Pass<'_> {
     }
 }
 
-fn tell<T>(path: &str, e: &NativeError) -> Option<T> {
+pub(super) fn tell<T>(path: &str, e: &NativeError) -> Option<T> {
     let e: &(dyn std::error::Error + 'static) = e;
     tracing::warn!(cgroup = path, error = e, "cannot read what a cgroup uses");
     None
 }
 
-/// The counters of the host's end of a pod's link: what it sends, the pod receives.
-fn link_usage(link: &Path) -> Option<LinkUsage> {
-    let count = |name: &str| -> Option<u64> {
-        let text = std::fs::read_to_string(link.join("statistics").join(name)).ok()?;
-        text.trim_ascii().parse().ok()
+/// The counters of all links of the host, by name.
+fn links() -> HashMap<String, LinkUsage> {
+    let at = now();
+    let text = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    text.lines().filter_map(|line| link(line, at)).collect()
+}
+
+/// A line of /proc/net/dev as the other end of the link sees it: what the host's end sends, the pod receives.
+/// Eight numbers of what was received, eight of what was sent; each begins with bytes, packets, errors, drops.
+fn link(line: &str, at: Nanos) -> Option<(String, LinkUsage)> {
+    let (name, counters) = line.split_once(':')?;
+    let mut counters = counters.split_ascii_whitespace().map(str::parse::<u64>);
+    let mut half = || -> Option<[u64; 4]> {
+        let mut next = || counters.next()?.ok();
+        let first = [next()?, next()?, next()?, next()?];
+        counters.nth(3)?.ok()?;
+        Some(first)
     };
-    Some(LinkUsage {
-        at: now(),
-        rx_bytes: count("tx_bytes")?,
-        rx_errors: count("tx_errors")?,
-        tx_bytes: count("rx_bytes")?,
-        tx_errors: count("rx_errors")?,
-    })
+    let ([tx_bytes, tx_packets, tx_errors, tx_dropped], [rx_bytes, rx_packets, rx_errors, rx_dropped]) =
+        (half()?, half()?);
+    let usage = LinkUsage {
+        at,
+        rx_bytes,
+        rx_packets,
+        rx_errors,
+        rx_dropped,
+        tx_bytes,
+        tx_packets,
+        tx_errors,
+        tx_dropped,
+    };
+    Some((name.trim().to_owned(), usage))
 }
 
 #[cfg(test)]
@@ -349,20 +392,32 @@ mod tests {
 
     #[test]
     fn the_pod_receives_what_the_host_sends() {
-        let temp = tempfile::tempdir().unwrap();
-        assert_eq!(link_usage(temp.path()), None);
-        std::fs::create_dir(temp.path().join("statistics")).unwrap();
-        for (name, value) in [
-            ("rx_bytes", "1\n"),
-            ("rx_errors", "2\n"),
-            ("tx_bytes", "3\n"),
-            ("tx_errors", "4\n"),
-        ] {
-            std::fs::write(temp.path().join("statistics").join(name), value).unwrap();
+        let heads = [
+            "Inter-|   Receive                                                |  Transmit",
+            " face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls \
+             carrier compressed",
+        ];
+        for head in heads {
+            assert_eq!(link(head, 9), None);
         }
-        let usage = link_usage(temp.path()).unwrap();
-        assert_eq!((usage.tx_bytes, usage.tx_errors), (1, 2));
-        assert_eq!((usage.rx_bytes, usage.rx_errors), (3, 4));
+        let line = " veth0:      1      2    3    4    0     0          0         0       5       6    7    8    0     \
+                    0       0          0";
+        let (name, usage) = link(line, 9).unwrap();
+        assert_eq!((name.as_str(), usage.at), ("veth0", 9));
+        let sent = [
+            usage.tx_bytes,
+            usage.tx_packets,
+            usage.tx_errors,
+            usage.tx_dropped,
+        ];
+        let received = [
+            usage.rx_bytes,
+            usage.rx_packets,
+            usage.rx_errors,
+            usage.rx_dropped,
+        ];
+        assert_eq!((sent, received), ([1, 2, 3, 4], [5, 6, 7, 8]));
+        assert!(links().contains_key("lo"), "{:?}", links());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
@@ -64,6 +64,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Shared {
     inner: Mutex<Inner>,
+    measured: Condvar,
     stop: AtomicBool,
 }
 
@@ -98,6 +99,17 @@ impl Layers {
             }
         }
         usage
+    }
+
+    /// Waits until no first walk over one of these containers is under way, but not longer than `patience`. Blocks.
+    pub fn wait_first(&self, ids: &[ContainerId], patience: Duration) {
+        let first = |known: &Known| known.usage.is_none() && known.due.is_none();
+        let under_way = |inner: &mut Inner| ids.iter().any(|id| inner.known.get(id).is_some_and(first));
+        drop(
+            self.0
+                .measured
+                .wait_timeout_while(self.0.lock(), patience, under_way),
+        );
     }
 
     /// Forgets containers that are no more.
@@ -138,6 +150,8 @@ impl Shared {
                     tracing::warn!(container = %id, %errno, "cannot measure what the container has written");
                 }
             }
+            drop(inner);
+            self.measured.notify_all();
         }
     }
 }
@@ -395,6 +409,7 @@ mod tests {
         let (layers, id) = (Layers::default(), ContainerId::random().unwrap());
         let upper = || temp.path().to_owned();
         assert_eq!(layers.usage(id, upper), None);
+        layers.wait_first(&[id, ContainerId::random().unwrap()], Duration::from_secs(10));
         let deadline = Instant::now() + Duration::from_secs(10);
         let first = loop {
             if let Some(usage) = layers.usage(id, upper) {

@@ -9,7 +9,7 @@ use super::super::{CgroupPath, CgroupRoot};
 use super::*;
 
 /// In the format of Documentation/admin-guide/cgroup-v2.rst and accounting/psi.rst, shortened.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 9] = [
     (
         "cpu.stat",
         "usage_usec 1234567\nuser_usec 1000000\nsystem_usec 234567\nnice_usec 0\nnr_periods 12\nnr_throttled 3\n",
@@ -31,11 +31,6 @@ const FILES: [(&str, &str); 10] = [
         "memory.pressure",
         "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
     ),
-    (
-        "io.stat",
-        "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n\
-         253:1 \n254:0 rbytes=100 wbytes=200 rios=3 wios=4 dbytes=0 dios=0\n",
-    ),
     ("pids.current", "5\n"),
 ];
 
@@ -54,6 +49,9 @@ fn counters_are_read_as_the_kernel_writes_them() {
 
     let cpu = reader.cpu(&group).unwrap();
     assert_eq!(cpu.usage_usec, Some(1_234_567));
+    assert_eq!((cpu.user_usec, cpu.system_usec), (Some(1_000_000), Some(234_567)));
+    assert_eq!((cpu.periods, cpu.throttled_periods), (Some(12), Some(3)));
+    assert_eq!(cpu.throttled_usec, None);
     let line = |total_usec, avg10, avg60, avg300| PressureLine {
         total_usec,
         avg10,
@@ -70,6 +68,9 @@ fn counters_are_read_as_the_kernel_writes_them() {
         limit: Some(134_217_728),
         inactive_file: Some(3_145_728),
         file: Some(5_242_880),
+        active_file: Some(2_097_152),
+        file_mapped: Some(0),
+        kernel: Some(102_400),
         anon: Some(4_096_000),
         page_faults: Some(777),
         major_page_faults: Some(7),
@@ -80,13 +81,6 @@ fn counters_are_read_as_the_kernel_writes_them() {
     assert_eq!(memory, expected);
     assert_eq!(memory.working_set(), Some(10_485_760 - 3_145_728));
 
-    let io = IoStats {
-        read_bytes: 4196,
-        written_bytes: 8392,
-        reads: 4,
-        writes: 6,
-    };
-    assert_eq!(reader.io(&group).unwrap(), Some(io));
     assert_eq!(reader.io_pressure(&group).unwrap(), None);
     assert_eq!(reader.tasks(&group).unwrap(), Some(5));
 }
@@ -98,7 +92,6 @@ fn what_is_missing_is_absent() {
     assert_eq!(reader.cpu(&group).unwrap(), CpuStats::default());
     assert_eq!(reader.memory(&group).unwrap(), MemoryStats::default());
     assert_eq!(reader.memory(&group).unwrap().working_set(), None);
-    assert_eq!(reader.io(&group).unwrap(), None);
     assert_eq!(reader.tasks(&group).unwrap(), None);
 
     // Old kernels lack keys and lines; text that makes no sense is no number.
