@@ -32,7 +32,8 @@ pub const CGROUP: &str = "/sys/fs/cgroup/podd.service";
 /// Marks that the first pod on this state has been up and down; goes with the state.
 pub const WARM: &str = "/run/arena/warm";
 
-const CONFIG: &str = "/etc/podd/config.toml";
+/// The configuration file of the podd under test.
+pub const CONFIG: &str = "/etc/podd/config.toml";
 
 /// A running daemon; it is killed with the value, its pods are not.
 #[derive(Debug)]

@@ -105,7 +105,7 @@ pub enum LogFormat {
 }
 
 /// The server behind Exec, Attach and PortForward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Streaming {
     /// Address to listen on, and the host of the URLs that clients are given.
@@ -114,6 +114,19 @@ pub struct Streaming {
     pub port: u16,
     /// How long a session may be silent in both directions.
     pub idle_seconds: u32,
+    /// What connections are encrypted with; plain HTTP without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+/// PEM files that are read when podd starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Certificate chain, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 impl Default for Streaming {
@@ -122,6 +135,7 @@ impl Default for Streaming {
             address: Ipv4Addr::LOCALHOST.into(),
             port: 0,
             idle_seconds: 4 * 60 * 60,
+            tls: None,
         }
     }
 }

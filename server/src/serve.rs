@@ -30,7 +30,7 @@ use crate::observe::health::Subject;
 use crate::observe::listener::Listeners;
 use crate::observe::metrics::{Leak, Metrics};
 use crate::state::recover::Recovered;
-use crate::streaming::{self, Streaming};
+use crate::streaming::{self, Streaming, TlsError};
 use crate::telemetry::{self, LogLevel, TelemetryError};
 use crate::trace::Tracer;
 
@@ -77,6 +77,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// What they are encrypted with.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// What systemd passed is no listening unix socket.
     #[error("systemd passed no listening unix socket: {0}")]
     Activation(String),
@@ -136,7 +139,13 @@ async fn live(config: Config, level: LogLevel) -> Result<(), ServeError> {
         .unzip();
     let (engine, found) = Engine::open(Arc::clone(&config), request::DECODE).await?;
     report_recovery(&engine.metrics, &found);
-    let streaming = streaming::Listener::bind(&config.streaming).await;
+    let tls = config
+        .streaming
+        .tls
+        .as_ref()
+        .map(streaming::load_tls)
+        .transpose()?;
+    let streaming = streaming::Listener::bind(&config.streaming, tls).await;
     let streaming = streaming.map_err(|source| ServeError::Streaming {
         address: (config.streaming.address, config.streaming.port).into(),
         source,

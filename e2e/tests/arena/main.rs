@@ -29,6 +29,7 @@ pub(crate) mod scale;
 pub(crate) mod security;
 pub(crate) mod stats;
 pub(crate) mod streaming;
+pub(crate) mod tls;
 pub(crate) mod traces;
 pub(crate) mod users;
 
@@ -81,6 +82,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         logs::CASES,
         exec::CASES,
         streaming::CASES,
+        tls::CASES,
         security::CASES,
         mounts::CASES,
         attacks::CASES,

@@ -17,6 +17,7 @@ mod session;
 mod spdy;
 mod status;
 mod stream;
+mod tls;
 mod tokens;
 mod websocket;
 
@@ -25,9 +26,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::config;
 use crate::engine::Engine;
@@ -35,13 +38,18 @@ use crate::engine::session::Wanted;
 use crate::http::{self, Answer, Head};
 use crate::model::{ContainerId, PodId};
 use stream::Idle;
+use tls::Socket;
 use tokens::Tokens;
 
+pub use tls::{TlsError, load as load_tls};
 pub use tokens::TokenError;
 
 /// Most connections that have not shown a token yet. Anybody on the node may connect, and none of them may take the
 /// files that podd needs.
 const STRANGERS: usize = 256;
+
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// What a token stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,19 +94,21 @@ pub struct Listener {
     listener: TcpListener,
     address: SocketAddr,
     idle: Duration,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 impl Listener {
-    /// Listens where the configuration says.
+    /// Listens where the configuration says, for connections that `tls` encrypts.
     ///
     /// # Errors
     /// The address is not the node's, or the port is taken.
-    pub async fn bind(config: &config::Streaming) -> io::Result<Self> {
+    pub async fn bind(config: &config::Streaming, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let listener = TcpListener::bind((config.address, config.port)).await?;
         Ok(Self {
             address: listener.local_addr()?,
             listener,
             idle: Duration::from_secs(config.idle_seconds.into()),
+            tls,
         })
     }
 }
@@ -107,6 +117,7 @@ impl Listener {
 #[derive(Debug)]
 pub struct Streaming {
     tokens: Arc<Tokens<Request>>,
+    scheme: &'static str,
     address: SocketAddr,
     accepting: JoinHandle<()>,
 }
@@ -119,15 +130,19 @@ impl Streaming {
             listener,
             address,
             idle,
+            tls,
         } = listener;
         let tokens = Arc::new(Tokens::default());
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let server = Server {
             tokens: Arc::clone(&tokens),
             engine,
             idle,
+            tls,
         };
         Self {
             tokens,
+            scheme,
             address,
             accepting: tokio::spawn(server.accept(listener)),
         }
@@ -146,7 +161,7 @@ impl Streaming {
     pub fn url(&self, request: Request) -> Result<String, TokenError> {
         let verb = request.verb();
         let token = self.tokens.issue(request, Instant::now())?;
-        Ok(format!("http://{}/{verb}/{token}", self.address))
+        Ok(format!("{}://{}/{verb}/{token}", self.scheme, self.address))
     }
 }
 
@@ -161,6 +176,7 @@ struct Server {
     tokens: Arc<Tokens<Request>>,
     engine: Arc<Engine>,
     idle: Duration,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 impl Server {
@@ -173,7 +189,10 @@ impl Server {
     }
 
     /// Serves one connection; `stranger` is its place among those without a token.
-    async fn serve(&self, mut stream: TcpStream, stranger: OwnedSemaphorePermit) {
+    async fn serve(&self, stream: TcpStream, stranger: OwnedSemaphorePermit) {
+        let Some(mut stream) = self.greet(stream).await else {
+            return;
+        };
         let Some((head, rest)) = http::request(&mut stream).await else {
             return;
         };
@@ -197,6 +216,21 @@ impl Server {
                 );
                 let _ = refusal.send(&mut stream).await;
             }
+        }
+    }
+
+    /// The connection as it is spoken through; `None` where the client does not get to that in time.
+    async fn greet(&self, stream: TcpStream) -> Option<Socket> {
+        let Some(tls) = &self.tls else {
+            return Some(Socket::Plain(stream));
+        };
+        match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(Arc::clone(tls)).accept(stream)).await {
+            Ok(Ok(stream)) => Some(Socket::Tls(Box::new(stream))),
+            Ok(Err(e)) => {
+                tracing::debug!(error = %e, "a streaming client did not get through the TLS handshake");
+                None
+            }
+            Err(_) => None,
         }
     }
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::spdy::Connection;
 use super::status::Status;
 use super::stream::Idle;
+use super::tls::Socket;
 use super::{Request, portforward, remote, websocket};
 use crate::engine::dial::Target;
 use crate::engine::error::sentence;
@@ -144,7 +144,7 @@ pub async fn run(
     engine: &Arc<Engine>,
     request: Request,
     wire: Wire,
-    stream: TcpStream,
+    stream: Socket,
     rest: Bytes,
     idle: &Arc<Idle>,
 ) {
@@ -181,15 +181,15 @@ fn behind(
     std::io::Cursor::new(rest).chain(stream)
 }
 
-fn spdy(stream: TcpStream, rest: Bytes, idle: &Arc<Idle>) -> Connection {
-    let (read, write) = stream.into_split();
+fn spdy(stream: Socket, rest: Bytes, idle: &Arc<Idle>) -> Connection {
+    let (read, write) = tokio::io::split(stream);
     Connection::start(behind(rest, read), write, idle)
 }
 
 async fn remote_session(
     wire: Wire,
     wanted: Wanted,
-    stream: TcpStream,
+    stream: Socket,
     rest: Bytes,
     idle: &Arc<Idle>,
 ) -> Option<remote::Session> {
@@ -216,7 +216,7 @@ async fn remote_session(
     }
 }
 
-async fn forward_connection(wire: Wire, stream: TcpStream, rest: Bytes, idle: &Arc<Idle>) -> Connection {
+async fn forward_connection(wire: Wire, stream: Socket, rest: Bytes, idle: &Arc<Idle>) -> Connection {
     if wire == Wire::Tunnel {
         let (read, write) = tokio::io::split(websocket::tunnel(websocket::accept(stream, rest).await));
         Connection::start(read, write, idle)

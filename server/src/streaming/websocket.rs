@@ -11,7 +11,6 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -20,6 +19,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::remote::Streams;
 use super::stream::{CHUNK, Command, Feed, Idle, LINGER, Link, Outgoing, Room, commands};
+use super::tls::Socket;
 use crate::engine::session::Wanted;
 
 /// Largest message from a client; Kubernetes' own send 32 KiB.
@@ -99,7 +99,7 @@ impl Protocol {
 }
 
 /// A connection whose handshake is over; `rest` was read behind it.
-pub async fn accept(stream: TcpStream, rest: Bytes) -> WebSocketStream<TcpStream> {
+pub async fn accept(stream: Socket, rest: Bytes) -> WebSocketStream<Socket> {
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
@@ -108,7 +108,7 @@ pub async fn accept(stream: TcpStream, rest: Bytes) -> WebSocketStream<TcpStream
 
 /// The streams of an exec or attach over `socket`.
 pub fn streams(
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Socket>,
     protocol: Protocol,
     wanted: Wanted,
     idle: &Arc<Idle>,
@@ -154,7 +154,7 @@ impl Feeds {
 }
 
 async fn read(
-    mut source: SplitStream<WebSocketStream<TcpStream>>,
+    mut source: SplitStream<WebSocketStream<Socket>>,
     protocol: Protocol,
     mut feeds: Feeds,
     idle: Arc<Idle>,
@@ -189,7 +189,7 @@ async fn read(
 }
 
 async fn write(
-    mut sink: SplitSink<WebSocketStream<TcpStream>, Message>,
+    mut sink: SplitSink<WebSocketStream<Socket>, Message>,
     protocol: Protocol,
     first: u8,
     mut queue: mpsc::Receiver<Command>,
@@ -223,7 +223,7 @@ fn normal_close() -> Message {
 }
 
 /// A byte stream through binary messages.
-pub fn tunnel(socket: WebSocketStream<TcpStream>) -> DuplexStream {
+pub fn tunnel(socket: WebSocketStream<Socket>) -> DuplexStream {
     let (near, far) = tokio::io::duplex(CHUNK);
     let (sink, source) = socket.split();
     let (from, to) = tokio::io::split(far);
@@ -239,7 +239,7 @@ pub fn tunnel(socket: WebSocketStream<TcpStream>) -> DuplexStream {
     near
 }
 
-async fn up(mut source: SplitStream<WebSocketStream<TcpStream>>, mut to: WriteHalf<DuplexStream>) {
+async fn up(mut source: SplitStream<WebSocketStream<Socket>>, mut to: WriteHalf<DuplexStream>) {
     while let Some(Ok(message)) = source.next().await {
         match message {
             Message::Binary(bytes) if to.write_all(&bytes).await.is_ok() => {}
@@ -249,7 +249,7 @@ async fn up(mut source: SplitStream<WebSocketStream<TcpStream>>, mut to: WriteHa
     }
 }
 
-async fn down(mut from: ReadHalf<DuplexStream>, mut sink: SplitSink<WebSocketStream<TcpStream>, Message>) {
+async fn down(mut from: ReadHalf<DuplexStream>, mut sink: SplitSink<WebSocketStream<Socket>, Message>) {
     let mut buffer = BytesMut::with_capacity(CHUNK);
     while let Ok(1..) = from.read_buf(&mut buffer).await {
         if sink.send(Message::binary(buffer.split())).await.is_err() {
