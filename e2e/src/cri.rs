@@ -7,18 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use podd_client::MESSAGE;
 use podd_proto::v1::image_service_client::ImageServiceClient;
 use podd_proto::v1::runtime_service_client::RuntimeServiceClient;
 use podd_proto::v1::{self as pb};
 use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::session::Wanted;
-
-/// Largest message: what the kubelet allows is 16 MiB, two capped exec streams need more.
-const MESSAGE: usize = 80 << 20;
 
 /// Largest message that the kubelet and crictl take.
 pub const KUBELET: usize = 16 << 20;
@@ -174,18 +172,8 @@ impl Cri {
             .worker_threads(2)
             .enable_all()
             .build()?;
-        let socket = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move {
-                let stream = tokio::net::UnixStream::connect(socket).await?;
-                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-            }
-        });
-        // The kubelet sends this authority too: the socket's path is none that HTTP/2 accepts.
-        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(Duration::from_secs(5));
         let guard = runtime.enter();
-        let channel = endpoint.connect_with_connector_lazy(connector);
+        let channel = podd_client::connect(socket);
         drop(guard);
         Ok(Self {
             runtime: Arc::new(runtime),
