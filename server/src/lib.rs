@@ -17,4 +17,5 @@ pub mod spec;
 pub mod state;
 pub mod streaming;
 pub mod telemetry;
+pub mod tool;
 pub mod trace;

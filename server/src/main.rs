@@ -9,11 +9,12 @@ use podd_server::cli::Cli;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
-        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
+        Ok(done) => match std::io::stdout().write_all(done.text.as_bytes()) {
+            Ok(()) => ExitCode::from(done.code),
             Err(_) => ExitCode::FAILURE,
         },
         Err(e) => {
+            let code = e.code();
             let mut text = format!("podd: {e}");
             let mut cause = e.source();
             while let Some(e) = cause {
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
                 cause = e.source();
             }
             eprintln!("{text}");
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
