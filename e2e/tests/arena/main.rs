@@ -31,6 +31,8 @@ pub(crate) mod stats;
 pub(crate) mod streaming;
 pub(crate) mod tls;
 pub(crate) mod traces;
+pub(crate) mod tool;
+pub(crate) mod tool_sessions;
 pub(crate) mod users;
 
 use std::ffi::OsString;
@@ -83,6 +85,8 @@ pub(crate) fn all() -> Vec<case::Case> {
         exec::CASES,
         streaming::CASES,
         tls::CASES,
+        tool::CASES,
+        tool_sessions::CASES,
         security::CASES,
         mounts::CASES,
         attacks::CASES,
