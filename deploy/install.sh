@@ -15,6 +15,13 @@ install -D -m 644 "$here/podd.service" /etc/systemd/system/podd.service
 install -D -m 644 "$here/20-podd.conf" /etc/systemd/system/kubelet.service.d/20-podd.conf
 /usr/local/bin/podd check-config
 
+share=/usr/local/share
+mkdir -p $share/man/man8 $share/bash-completion/completions $share/zsh/site-functions $share/fish/vendor_completions.d
+/usr/local/bin/podd man $share/man/man8
+/usr/local/bin/podd completions bash >$share/bash-completion/completions/podd
+/usr/local/bin/podd completions zsh >$share/zsh/site-functions/_podd
+/usr/local/bin/podd completions fish >$share/fish/vendor_completions.d/podd.fish
+
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     systemctl enable podd.service

@@ -6,6 +6,9 @@ if [ -d /run/systemd/system ]; then
     systemctl disable --now podd.service || true
 fi
 rm -f /usr/local/bin/podd /etc/systemd/system/podd.service /etc/systemd/system/kubelet.service.d/20-podd.conf
+share=/usr/local/share
+rm -f $share/man/man8/podd.8 $share/man/man8/podd-*.8 $share/bash-completion/completions/podd \
+    $share/zsh/site-functions/_podd $share/fish/vendor_completions.d/podd.fish
 rmdir /etc/systemd/system/kubelet.service.d 2>/dev/null || true
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
 if [ "${1:-}" = --purge ]; then

@@ -106,6 +106,15 @@ fn started_at(cri: &Cri, id: &str) -> Result<String> {
     cri.sh(id, "cut -d' ' -f22 /proc/1/stat")
 }
 
+/// What shells and man(1) find.
+const SHARED: [&str; 5] = [
+    "/usr/local/share/man/man8/podd.8",
+    "/usr/local/share/man/man8/podd-inspect.8",
+    "/usr/local/share/bash-completion/completions/podd",
+    "/usr/local/share/zsh/site-functions/_podd",
+    "/usr/local/share/fish/vendor_completions.d/podd.fish",
+];
+
 fn installed_and_ready() -> Result<()> {
     let mut registry = Registry::start()?;
     registry.fill().context("fill the registry")?;
@@ -116,6 +125,12 @@ fn installed_and_ready() -> Result<()> {
     let binary = podd::binary()?;
     told("sh", &[&deployed("install.sh")?, &binary.to_string_lossy()])?;
     equal("state", property("ActiveState")?.as_str(), "active")?;
+    for path in SHARED {
+        ensure!(
+            fs::metadata(path).is_ok_and(|m| m.len() > 100),
+            "{path} is missing or empty"
+        );
+    }
     let said = client()?.version(pb::VersionRequest::default())?;
     equal("runtime name", said.runtime_name.as_str(), "podd")?;
     let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", property("MainPID")?))?;
@@ -224,7 +239,10 @@ fn removed() -> Result<()> {
         "/usr/local/bin/podd",
         "/etc/systemd/system/podd.service",
         "/run/podd",
-    ] {
+    ]
+    .into_iter()
+    .chain(SHARED)
+    {
         ensure!(!Path::new(path).exists(), "{path} is left");
     }
     // A mount of its own in the guest.
