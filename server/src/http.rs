@@ -20,6 +20,10 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 100;
 /// How long a client may take to send the head of its request.
 const HEAD: Duration = Duration::from_secs(10);
+/// Most bytes that are read of a request after its answer.
+const MAX_UNREAD: u64 = 64 * 1024;
+/// How long a client may take to close the connection after its answer.
+const LINGER: Duration = Duration::from_secs(1);
 /// How long to wait when the kernel has no more files for connections.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
@@ -217,7 +221,7 @@ impl Answer {
     ///
     /// # Errors
     /// The client is gone.
-    pub async fn send<S: AsyncWrite + Unpin>(&self, stream: &mut S) -> io::Result<()> {
+    pub async fn send<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> io::Result<()> {
         let mut text = format!(
             "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n",
             self.status,
@@ -227,7 +231,11 @@ impl Answer {
         append(&mut text, &self.headers);
         text.push_str(&self.body);
         stream.write_all(text.as_bytes()).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        // The kernel resets a connection that is closed with something unread, and the client may lose the answer.
+        let (mut rest, mut nowhere) = (stream.take(MAX_UNREAD), tokio::io::sink());
+        let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut rest, &mut nowhere)).await;
+        Ok(())
     }
 }
 

@@ -30,9 +30,9 @@ pub(crate) mod security;
 pub(crate) mod stats;
 pub(crate) mod streaming;
 pub(crate) mod tls;
-pub(crate) mod traces;
 pub(crate) mod tool;
 pub(crate) mod tool_sessions;
+pub(crate) mod traces;
 pub(crate) mod users;
 
 use std::ffi::OsString;
