@@ -1,5 +1,5 @@
-//! Disposable processes that do one thing for podd where podd itself must not be: in another namespace, or before a
-//! path that may hang.
+//! Processes of podinit's program, at the other end of a socket: podinit itself, and disposable ones that do one thing
+//! where podd itself must not be, in another namespace or before a path that may hang.
 
 use std::ffi::CStr;
 use std::io;
@@ -7,9 +7,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use sys::spawn::{Spawn, spawn};
-
-/// Descriptor of the helper's end of the socket, in the helper.
-const SOCKET: usize = 3;
 
 /// A running helper.
 #[derive(Debug)]
@@ -23,19 +20,25 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts `program` with the null device as its standard streams; the first of `argv` says what it is to do.
+    /// Starts `program` with the null device as its standard streams, the socket, and then `further` descriptors; the
+    /// first of `argv` says what it is to do.
     ///
     /// # Errors
     /// The kernel refuses another process or socket.
-    pub fn start(program: BorrowedFd<'_>, null: BorrowedFd<'_>, argv: &[&CStr]) -> io::Result<Self> {
+    pub fn start(
+        program: BorrowedFd<'_>,
+        null: BorrowedFd<'_>,
+        argv: &[&CStr],
+        further: &[BorrowedFd<'_>],
+    ) -> io::Result<Self> {
         let (socket, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
             SocketFlags::CLOEXEC,
             None,
         )?;
-        let mut fds = [Some(null); SOCKET + 1];
-        fds[SOCKET] = Some(theirs.as_fd());
+        let mut fds = vec![Some(null), Some(null), Some(null), Some(theirs.as_fd())];
+        fds.extend(further.iter().copied().map(Some));
         let child = spawn(&Spawn {
             program,
             argv,

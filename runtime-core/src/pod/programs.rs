@@ -127,7 +127,7 @@ fn root_only_file(path: &Path, content: &[u8]) -> io::Result<OwnedFd> {
 }
 
 fn make_nest(podinit: &OwnedFd, null: &OwnedFd, store: &CString) -> io::Result<OwnedFd> {
-    let helper = Helper::start(podinit.as_fd(), null.as_fd(), &[c"podd-nest", store])?;
+    let helper = Helper::start(podinit.as_fd(), null.as_fd(), &[c"podd-nest", store], &[])?;
     let (mut word, mut fds) = ([0u8; 16], Vec::new());
     let received = sys::fdpass::receive(&helper.socket, &mut word, &mut fds);
     let options = rustix::process::WaitIdOptions::EXITED;

@@ -11,12 +11,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect as connect_socket,
-    listen as listen_socket, socket_with, socketpair,
+    listen as listen_socket, socket_with,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use sys::spawn::{Spawn, spawn as spawn_program};
 
 use super::Programs;
+use super::helper::Helper;
 
 /// A podinit, just started or found again.
 #[derive(Debug)]
@@ -43,33 +43,14 @@ pub struct Received {
 /// # Errors
 /// The kernel refuses another process; none is left then.
 pub fn spawn(programs: &Programs, pod: &str, listener: &OwnedFd) -> io::Result<Podinit> {
-    let (socket, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    rustix::io::ioctl_fionbio(&socket, true)?;
-    let pod = CString::new(pod)?;
-    let null = Some(programs.null());
-    let child = spawn_program(&Spawn {
-        program: programs.podinit(),
-        argv: &[c"podinit", &pod],
-        fds: &[
-            null,
-            null,
-            null,
-            Some(theirs.as_fd()),
-            Some(listener.as_fd()),
-            Some(programs.nest()),
-        ],
-        cgroup: None,
-        new_session: true,
-    })?;
+    let argv = [c"podinit", &CString::new(pod)?];
+    let further = [listener.as_fd(), programs.nest()];
+    let started = Helper::start(programs.podinit(), programs.null(), &argv, &further)?;
+    rustix::io::ioctl_fionbio(&started.socket, true)?;
     Ok(Podinit {
-        pid: child.pid,
-        pidfd: child.pidfd,
-        socket,
+        pid: started.pid,
+        pidfd: started.pidfd,
+        socket: started.socket,
     })
 }
 

@@ -65,7 +65,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// # Errors
 /// The kernel refuses the namespace, or ids that podd does not have itself.
 pub fn user_namespace(programs: &Programs, users: IdRange, groups: IdRange) -> io::Result<OwnedFd> {
-    let helper = Helper::start(programs.podinit(), programs.null(), &[c"podd-users"])?;
+    let helper = Helper::start(programs.podinit(), programs.null(), &[c"podd-users"], &[])?;
     let mapped = map(&helper, users, groups);
     let _ = pidfd_send_signal(&helper.pidfd, Signal::KILL);
     waitid(WaitId::PidFd(helper.pidfd.as_fd()), WaitIdOptions::EXITED)?;

@@ -84,7 +84,7 @@ impl Volumes {
     /// # Errors
     /// The kernel refuses another process.
     pub fn start(programs: &Programs, deadline: Duration) -> Result<Self, VolumeError> {
-        let helper = Helper::start(programs.podinit(), programs.null(), &[c"podd-volumes"])
+        let helper = Helper::start(programs.podinit(), programs.null(), &[c"podd-volumes"], &[])
             .map_err(VolumeError::Helper)?;
         Ok(Self { helper, deadline })
     }
