@@ -15,6 +15,7 @@ mod hooks;
 pub mod inflight;
 mod keeper;
 pub mod metrics;
+mod named;
 pub mod native;
 mod native_error;
 pub mod place;
