@@ -16,7 +16,7 @@ use crate::case::{Env, Pod, cases, contains, equal, eventually};
 
 cases!("tool":
     lists_of_containers, tree_of_pods, words_that_mean_several, processes_of_a_container, what_the_kernel_has,
-    what_is_used, images_and_daemon, completions_of_a_shell);
+    what_is_used, what_happens, images_and_daemon, completions_of_a_shell);
 
 /// How long a command of the tool may take.
 const LIMIT: &str = "60";
@@ -401,6 +401,33 @@ fn what_is_used(env: &mut Env<'_>) -> Result<()> {
         .collect::<Result<_>>()?;
     ensure!(times[0].as_str() < times[1].as_str(), "{times:?}");
     drop(lines);
+    pod.remove()
+}
+
+fn what_happens(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let mut child = command(&["events"])?
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let lines = Lines::of(child.stdout.take().context("a pipe")?);
+    let pod = env.pod("told")?;
+    let id = pod.started(&cri::shell("short", "exit 3"))?;
+    cri.wait_exit(&id)?;
+    let short = &id[..13];
+    let mut found = Vec::new();
+    while found.len() < 3 {
+        let line = lines.next(10)?;
+        if line.contains(short) {
+            found.push(line);
+        }
+    }
+    contains("first", &found[0], "container  created")?;
+    contains("second", &found[1], "container  started")?;
+    contains("third", &found[2], "container  stopped")?;
+    contains("third", &found[2], "/short  exit code 3, Error")?;
+    child.kill()?;
+    child.wait()?;
     pod.remove()
 }
 

@@ -99,6 +99,26 @@ impl Cri {
         &self.runtime
     }
 
+    /// Gives every event to `take`, until it fails or podd ends the stream.
+    ///
+    /// # Errors
+    /// What `take` answered, or why podd tells no more.
+    pub fn events(
+        &self,
+        mut take: impl FnMut(v1::ContainerEventResponse) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let failed = |e: tonic::Status| Failure::call("GetContainerEvents", &e);
+        let mut client = RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE);
+        let begun = self
+            .runtime
+            .block_on(client.get_container_events(v1::GetEventsRequest::default()));
+        let mut stream = begun.map_err(failed)?.into_inner();
+        while let Some(event) = self.runtime.block_on(stream.message()).map_err(failed)? {
+            take(event)?;
+        }
+        Ok(())
+    }
+
     /// A container in full.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! hostile: bounded in size and time, and shown with everything a terminal might obey as an escape.
 
 mod cri;
+mod events;
 mod failure;
 mod images;
 mod info;
@@ -81,6 +82,8 @@ pub enum Command {
     Exec(Of<session::Exec>),
     /// Join the standard streams of a container's first process; ctrl-p ctrl-q leaves it.
     Attach(Of<session::Attach>),
+    /// Show what happens to pods and containers, until interrupted.
+    Events(Of<events::Events>),
     /// List images of the local store.
     Images(Of<images::Images>),
     /// Show the daemon's version, health and features.
@@ -108,6 +111,7 @@ impl Command {
             Self::Inspect(asked) => asked.with(|inspect, cri, screen| inspect.run(cri, screen)),
             Self::Stats(asked) => asked.with(|stats, cri, screen| stats.run(cri, screen)),
             Self::Logs(asked) => asked.with(|logs, cri, _| logs.run(cri)),
+            Self::Events(asked) => asked.with(|events, cri, screen| events.run(cri, screen)),
             Self::Images(asked) => asked.with(|images, cri, screen| images.run(cri, screen)),
             Self::Info(asked) => asked.with(|info, cri, screen| info.run(cri, screen)),
             Self::Exec(asked) => return asked.with(|exec, cri, _| exec.run(cri)),
