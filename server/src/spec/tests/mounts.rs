@@ -138,6 +138,7 @@ fn image_volumes_are_read_only_layers() {
     let mut case = Case::new();
     let mount = case.mount("/image");
     mount.host_path.clear();
+    mount.readonly = true;
     mount.image_sub_path = "etc/./ssl".into();
     mount.mount_options = vec!["noexec".into()];
     mount.image = Some(v1::ImageSpec {
@@ -156,6 +157,7 @@ fn image_volumes_are_read_only_layers() {
         ("3:1", "etc/ssl")
     );
     case.mount("/other").host_path.clear();
+    case.container.mounts[1].readonly = true;
     case.container.mounts[1].image = Some(v1::ImageSpec {
         image: "gone".into(),
         ..Default::default()
