@@ -227,7 +227,8 @@ fn archive(entries: &[Entry]) -> Result<Vec<u8>> {
             }
             Entry::Hard(path, target) => {
                 header.set_entry_type(tar::EntryType::Link);
-                header.set_mode(0o644);
+                // As in published images: some runtimes set the mode of the file again for each of its names.
+                header.set_mode(0o755);
                 tar.append_link(&mut header, path, target)?;
             }
         }
