@@ -107,6 +107,7 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServeE
 /// # Errors
 /// The daemon could not start, or the server failed.
 pub fn run(config: Config) -> Result<(), ServeError> {
+    sys::heap::one_arena();
     let level = telemetry::init(&config.log)?;
     // More threads than this only cost memory: what takes time happens in the kernel and in podinit.
     let threads = std::thread::available_parallelism()

@@ -13,6 +13,8 @@ pub mod bpf;
 pub mod clone;
 pub mod exec;
 pub mod fdpass;
+#[cfg(feature = "std")]
+pub mod heap;
 pub mod memfd;
 pub mod mount;
 pub mod privilege;
