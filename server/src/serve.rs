@@ -161,6 +161,8 @@ async fn live(config: Config, level: LogLevel) -> Result<(), ServeError> {
         stopping: stopping.clone(),
     };
     let observing = observers.start(subject, level, tracer.clone());
+    let state = Arc::clone(&engine.state);
+    tokio::spawn(async move { state.feed().forget().await });
     serve(Arc::clone(&engine), streaming, listener, stopping, tracer).await?;
     drain(&engine).await;
     drop(observing);

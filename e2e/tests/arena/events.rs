@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use podd_e2e::cri::{self, Cri, Messages};
+use podd_e2e::observe::Metrics;
 use podd_proto::v1 as pb;
 use tonic::Code;
 
@@ -255,6 +256,10 @@ fn kept_while_nobody_listens(env: &mut Env<'_>) -> Result<()> {
     let cri = env.cri()?;
     let pod = env.pod("kept")?;
     let told = [(pod.id.as_str(), Created), (&pod.id, Started)];
+    ensure!(
+        Metrics::scrape()?.told("podd_events_kept")? >= 2.0,
+        "nothing is kept"
+    );
     expect(&mut listen(&cri)?, &pod.id, &told)?;
     // Whoever comes in time gets them; what somebody heard at once is not kept.
     let mut second = listen(&cri)?;
@@ -320,7 +325,11 @@ fn told_again_after_a_crash(env: &mut Env<'_>) -> Result<()> {
 fn slow_reader(env: &mut Env<'_>) -> Result<()> {
     const PODS: usize = 320;
     let cri = env.cri()?;
+    let start = Metrics::scrape()?;
     let (mut slow, mut fast) = (listen(&cri)?, listen(&cri)?);
+    eventually("both are counted", 5, || {
+        Ok(Metrics::scrape()?.told("podd_event_readers")? == 2.0)
+    })?;
     let counter = {
         let begun = Instant::now();
         std::thread::spawn(move || -> Result<usize> {
@@ -370,6 +379,10 @@ fn slow_reader(env: &mut Env<'_>) -> Result<()> {
     equal("code", end.code(), Code::DataLoss)?;
     let missed: usize = end.message().split(' ').next().unwrap_or_default().parse()?;
     ensure!(missed > 0, "{}", end.message());
+    let after = Metrics::scrape()?;
+    let grew = |series: &str| Ok::<_, anyhow::Error>(after.told(series)? - start.told(series)?);
+    equal("missed", grew("podd_events_missed_total")?, missed as f64)?;
+    ensure!(grew("podd_events_total")? >= (PODS * 4) as f64, "{after:?}");
     contains("what to do", end.message(), "list pods and containers")?;
     // It comes back and goes on.
     let mut again = listen(&cri)?;

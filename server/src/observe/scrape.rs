@@ -1,6 +1,5 @@
-//! What is counted when somebody asks: pods and containers, what waits to be deleted, this process.
-//!
-//! Series for events: counters of GetContainerEvents belong into [`World::encode`].
+//! What is counted when somebody asks: pods and containers, events and who reads them, what waits to be deleted, this
+//! process.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -11,9 +10,11 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeG
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
 
 use super::process::Usage;
 use crate::engine::Engine;
+use crate::state::feed::Counts;
 use crate::state::phase::{ContainerPhase, PodPhase};
 use crate::trace::Tracer;
 
@@ -67,8 +68,16 @@ impl Collector for World {
         let (engine, mut page) = (&self.0, Page(encoder));
         build(&mut page)?;
         objects(engine, &mut page)?;
+        events(&engine.state.feed().counts(), &mut page)?;
         if let Some(tracer) = &self.1 {
             spans(tracer, &mut page)?;
+        }
+        if let Ok(runtime) = Handle::try_current() {
+            page.gauge(
+                "tasks",
+                "Tasks of podd: of connections, requests, sessions, and in the background",
+                runtime.metrics().num_alive_tasks() as u64,
+            )?;
         }
         page.gauge(
             "podinits",
@@ -155,6 +164,31 @@ fn objects(engine: &Engine, page: &mut Page<'_>) -> Result<(), Error> {
     }
     page.gauges("pods", "Pods by phase", "phase", &pods)?;
     page.gauges("containers", "Containers by phase", "phase", &containers)
+}
+
+/// GetContainerEvents.
+fn events(counts: &Counts, page: &mut Page<'_>) -> Result<(), Error> {
+    page.counter("events", "Events of pods and containers", counts.told)?;
+    page.gauge(
+        "event_readers",
+        "Clients that read events now",
+        counts.listeners as u64,
+    )?;
+    page.gauge(
+        "event_queue_depth",
+        "Events that the slowest reader has not taken yet",
+        counts.waiting as u64,
+    )?;
+    page.gauge(
+        "events_kept",
+        "Events that are kept for the next reader, as there is none",
+        counts.kept as u64,
+    )?;
+    page.counter(
+        "events_missed",
+        "Events that readers were cut off from because they were too slow",
+        counts.missed,
+    )
 }
 
 #[derive(Debug)]

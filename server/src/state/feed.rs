@@ -2,18 +2,19 @@
 //!
 //! Owns which change of the snapshot is news, the order and the times of the news, and how long they wait for a
 //! listener. Never waits for one: news go into one ring that all listeners read at their own pace, and who falls
-//! behind by more than the ring holds learns how many it missed. While nobody listens the last news are kept for
-//! [`RETENTION`], and everybody who begins to listen within that time gets them first.
+//! behind by more than the ring holds learns how many it missed. While nobody listens the last [`KEPT`] news are kept
+//! for [`RETENTION`], and everybody who begins to listen within that time gets them first.
 //!
 //! Times order news against what readers of the snapshot see: that of a piece of news is taken after its change is
 //! in the snapshot, [`Feed::moment`] before the snapshot is read. So a status with a later time than a piece of news
 //! shows what that announced, which is what the kubelet assumes when it compares the two.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -21,11 +22,19 @@ use super::phase::{ContainerPhase, Nanos, PodPhase};
 use super::store::{Container, Pod, Snapshot};
 use crate::model::{ContainerId, PodId};
 
-/// How many news a listener may be behind, and how many are kept while there is none.
-pub(super) const CAPACITY: usize = 1024;
+/// How many news a listener may be behind.
+const CAPACITY: usize = 1024;
+
+/// How many news are kept while nobody listens. Each holds a version of its pod and of one container, 3 KiB with what
+/// the kubelet asks for. Who subscribes has listed everything right before; they are for what happens in between, and
+/// for what a new podd finds that ended while podd was away.
+pub(super) const KEPT: usize = 256;
 
 /// How long news are kept while nobody listens.
 pub const RETENTION: Duration = Duration::from_secs(5 * 60);
+
+/// While news are kept, podd wakes up no more often than this to look for old ones.
+const ROUND: Duration = Duration::from_secs(15);
 
 /// What happened to a pod or a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,19 +140,38 @@ impl Stage {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Made for the first listener: most podds have none.
+    /// There while somebody listens: most podds have nobody.
     ring: Option<broadcast::Sender<Arc<News>>>,
     closed: bool,
     kept: VecDeque<(Instant, Arc<News>)>,
+    told: u64,
 }
 
 impl Inner {
     fn expire(&mut self, now: Instant) {
         let old = |(at, _): &(Instant, Arc<News>)| now.saturating_duration_since(*at) > RETENTION;
-        while self.kept.len() > CAPACITY || self.kept.front().is_some_and(old) {
+        while self.kept.len() > KEPT || self.kept.front().is_some_and(old) {
             self.kept.pop_front();
         }
+        if self.kept.is_empty() {
+            self.kept = VecDeque::new();
+        }
     }
+}
+
+/// What the feed counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// News since podd began.
+    pub told: u64,
+    /// Who listens now.
+    pub listeners: usize,
+    /// News that the slowest listener has not taken yet.
+    pub waiting: usize,
+    /// News that are kept for the next listener.
+    pub kept: usize,
+    /// News that listeners were cut off from since podd began, because they were too slow.
+    pub missed: u64,
 }
 
 /// The news, and those who listen.
@@ -151,6 +179,9 @@ impl Inner {
 pub struct Feed {
     inner: Mutex<Inner>,
     last: AtomicI64,
+    missed: Arc<AtomicU64>,
+    /// The first news are kept after there were none.
+    keeping: Notify,
 }
 
 impl Feed {
@@ -166,6 +197,7 @@ impl Feed {
         let listed = snapshot.containers_of(&pod.record.id).filter(|c| c.is_listed());
         let containers: Vec<_> = listed.cloned().collect();
         let mut inner = self.lock();
+        inner.told += happened.len() as u64;
         for &happened in happened {
             // A clock that was set back must not put news before those that came before them.
             let at = super::now().max(self.last.load(Ordering::Relaxed).saturating_add(1));
@@ -182,6 +214,10 @@ impl Feed {
                 .as_ref()
                 .is_some_and(|ring| ring.send(Arc::clone(&news)).is_ok());
             if !heard {
+                inner.ring = None;
+                if inner.kept.is_empty() {
+                    self.keeping.notify_one();
+                }
                 let now = Instant::now();
                 inner.kept.push_back((now, news));
                 inner.expire(now);
@@ -207,7 +243,40 @@ impl Feed {
                 .get_or_insert_with(|| broadcast::channel(CAPACITY).0)
                 .subscribe()
         });
-        Listener { kept, ring }
+        let missed = Arc::clone(&self.missed);
+        Listener { kept, ring, missed }
+    }
+
+    /// Lets go of kept news as they become old, for ever. Has no timer while none are kept.
+    pub async fn forget(&self) {
+        self.forget_each(ROUND).await;
+    }
+
+    async fn forget_each(&self, round: Duration) {
+        loop {
+            let oldest = self.lock().kept.front().map(|(at, _)| *at);
+            let Some(oldest) = oldest else {
+                self.keeping.notified().await;
+                continue;
+            };
+            let due = oldest + RETENTION + Duration::from_nanos(1);
+            tokio::time::sleep_until(due.max(Instant::now() + round).into()).await;
+            self.lock().expire(Instant::now());
+        }
+    }
+
+    /// What was told, to how many, and what they have not heard.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let inner = self.lock();
+        let ring = inner.ring.as_ref();
+        Counts {
+            told: inner.told,
+            listeners: ring.map_or(0, broadcast::Sender::receiver_count),
+            waiting: ring.map_or(0, broadcast::Sender::len),
+            kept: inner.kept.len(),
+            missed: self.missed.load(Ordering::Relaxed),
+        }
     }
 
     /// Ends all listening, also that which has not begun. What was told already is still heard.
@@ -223,6 +292,7 @@ impl Feed {
 pub struct Listener {
     kept: VecDeque<Arc<News>>,
     ring: Option<broadcast::Receiver<Arc<News>>>,
+    missed: Arc<AtomicU64>,
 }
 
 impl Listener {
@@ -236,7 +306,10 @@ impl Listener {
         }
         let ring = self.ring.as_mut().ok_or(Lost::Closed)?;
         ring.recv().await.map_err(|e| match e {
-            RecvError::Lagged(missed) => Lost::Missed(missed),
+            RecvError::Lagged(missed) => {
+                self.missed.fetch_add(missed, Ordering::Relaxed);
+                Lost::Missed(missed)
+            }
             RecvError::Closed => Lost::Closed,
         })
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
-use super::feed::{CAPACITY, Feed, Happened, Stage, Subject};
+use super::feed::{Feed, Happened, KEPT, Stage, Subject};
 use super::locks::{ContainerLock, PodLock};
 use super::phase::{ContainerPhase, Nanos, PodPhase};
 use super::record::{ContainerRecord, PodRecord, PodResources};
@@ -320,7 +320,7 @@ impl Store {
             _ => 0,
         });
         // More than the feed keeps would only push each other out.
-        for container in ends.iter().rev().take(CAPACITY).rev() {
+        for container in ends.iter().rev().take(KEPT).rev() {
             if let Some(pod) = snapshot.pod(&container.record.pod) {
                 let subject = Subject::Container(container.record.id);
                 self.feed.tell(&[Happened::Stopped], subject, pod, &snapshot);

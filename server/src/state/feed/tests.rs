@@ -176,14 +176,13 @@ async fn who_is_too_slow_learns_how_much_it_missed() {
         assert!(fast.next().await.is_ok());
     }
     assert_eq!(slow.next().await.unwrap_err(), Lost::Missed(extra as u64));
-    // And no more is kept for nobody than for somebody.
     drop((slow, fast));
     for _ in 0..CAPACITY + extra {
         bed.state
             .feed()
             .tell(&[Happened::Started], subject, &pod, &snapshot);
     }
-    assert_eq!(heard(&mut bed.state.feed().listen()).await.len(), CAPACITY);
+    assert_eq!(heard(&mut bed.state.feed().listen()).await.len(), KEPT);
 }
 
 #[tokio::test]
@@ -227,4 +226,64 @@ async fn a_new_podd_tells_of_late_ends_and_of_nothing_else() {
         })
         .collect();
     assert_eq!(names, ["late", "last"]);
+}
+
+#[tokio::test]
+async fn old_news_go_without_new_ones() {
+    let bed = Bed::new();
+    let feed = bed.state.feed();
+    let almost = RETENTION.checked_sub(Duration::from_millis(200)).unwrap();
+    let telling = async {
+        for name in ["a", "b"] {
+            bed.ready(name);
+            for (at, _) in &mut feed.lock().kept {
+                *at = at.checked_sub(almost).unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(feed.counts().kept, 2, "they are not old enough");
+            let gone = async {
+                while feed.counts().kept > 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+            assert_eq!(feed.lock().kept.capacity(), 0);
+        }
+    };
+    tokio::select! {
+        () = feed.forget_each(Duration::from_millis(1)) => panic!("it does not end"),
+        () = telling => {}
+    }
+}
+
+#[tokio::test]
+async fn what_is_told_and_missed_is_counted() {
+    let bed = Bed::new();
+    let counts = || bed.state.feed().counts();
+    bed.ready("a");
+    assert_eq!((counts().told, counts().kept, counts().listeners), (2, 2, 0));
+    let mut slow = bed.state.feed().listen();
+    let mut fast = bed.state.feed().listen();
+    assert_eq!(heard(&mut fast).await.len(), 2);
+    bed.ready("b");
+    assert_eq!(heard(&mut fast).await.len(), 2);
+    assert_eq!((counts().listeners, counts().waiting), (2, 2));
+    let (pod, snapshot) = (Arc::new(pod("c", 0)), Snapshot::default());
+    for _ in 0..CAPACITY {
+        let subject = Subject::Pod(pod.record.id);
+        bed.state
+            .feed()
+            .tell(&[Happened::Started], subject, &pod, &snapshot);
+    }
+    let lost = loop {
+        match slow.next().await {
+            Ok(news) => assert!(news.pod.record.name == "a", "kept ones come first"),
+            Err(lost) => break lost,
+        }
+    };
+    assert_eq!(lost, Lost::Missed(2));
+    assert_eq!((counts().missed, counts().told), (2, 4 + CAPACITY as u64));
+    drop((slow, fast));
+    bed.ready("d");
+    assert_eq!((counts().listeners, counts().waiting, counts().kept), (0, 0, 4));
 }
