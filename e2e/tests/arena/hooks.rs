@@ -7,28 +7,30 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use podd_e2e::cri;
+use podd_e2e::observe::Metrics;
 use podd_proto::v1 as pb;
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::case::{Env, Pod, cases, contains, equal, eventually, field, refused};
 use crate::cdi::{Vendor, with};
+use crate::observe::{grew, stage};
 use crate::users;
 
 cases!("hooks":
     order_state_and_namespaces, create_container_changes_the_root, start_container_is_confined, a_failed_creation,
-    a_failed_start, a_failed_poststart, a_failed_poststop, late_hooks_are_killed, in_a_user_namespace);
+    a_failed_start, a_failed_poststart, a_failed_poststop, late_hooks_are_killed, counted_as_stages, in_a_user_namespace);
 
 const DEVICE: &str = "vendor.com/device=a";
 
 /// A vendor with hooks: programs in its directory, and a log that they write.
-struct Hooks {
+pub(crate) struct Hooks {
     vendor: Vendor,
 }
 
 impl Hooks {
     /// Hooks by kind, each with a shell script that has `$D` for the vendor's directory.
-    fn new(scripts: &[(&str, &str)]) -> Result<Self> {
+    pub(crate) fn new(scripts: &[(&str, &str)]) -> Result<Self> {
         let mut hooks = Self {
             vendor: Vendor::new()?,
         };
@@ -71,7 +73,7 @@ impl Hooks {
 const TELL: &str = "echo \"$(basename $0 | cut -d- -f1) $(readlink /proc/self/ns/mnt) $(readlink /proc/self/ns/net) $(cat)\" >>$D/log";
 
 /// Waits for `end` in the root, so that a test can look at the running container.
-fn container(name: &str) -> pb::ContainerConfig {
+pub(crate) fn container(name: &str) -> pb::ContainerConfig {
     with(
         cri::shell(name, "while ! [ -e /end ]; do sleep 0.05; done"),
         DEVICE,
@@ -310,6 +312,42 @@ fn a_failed_poststop(env: &mut Env<'_>) -> Result<()> {
     pod.created(&container("d"))?;
     pod.remove()?;
     equal("hooks", hooks.log().join(" ").as_str(), "second second")
+}
+
+fn counted_as_stages(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("stages")?);
+    let kinds = ["createRuntime", "poststart"];
+    let _hooks = Hooks::new(&[(kinds[0], "sleep 0.1"), (kinds[1], TELL), ("poststop", "exit 6")])?;
+    let before = Metrics::scrape()?;
+    let id = pod.started(&container("c"))?;
+    cri.stop(&id, 0)?;
+    cri.remove_ctr(&id)?;
+    let after = Metrics::scrape()?;
+    for (name, result) in [
+        ("cdi_devices", "ok"),
+        ("create_runtime_hooks", "ok"),
+        ("poststart_hooks", "ok"),
+        ("poststop_hooks", "error"),
+    ] {
+        equal(name, grew(&before, &after, &stage(name, result)), 1.0)?;
+    }
+    let time = "podd_stage_duration_seconds_sum{stage=\"create_runtime_hooks\",result=\"ok\"}";
+    let took = grew(&before, &after, time);
+    ensure!(took >= 0.1, "a hook of 0.1 s took {took} s");
+    // Containers without devices have no such stages.
+    pod.output(&cri::shell("d", "true"))?;
+    let last = Metrics::scrape()?;
+    equal(
+        "cdi_devices",
+        grew(&after, &last, &stage("cdi_devices", "ok")),
+        0.0,
+    )?;
+    equal(
+        "hooks",
+        grew(&after, &last, &stage("create_runtime_hooks", "ok")),
+        0.0,
+    )?;
+    pod.remove()
 }
 
 fn late_hooks_are_killed(env: &mut Env<'_>) -> Result<()> {

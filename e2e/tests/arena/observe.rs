@@ -32,12 +32,12 @@ fn rpc(name: &str, code: &str) -> String {
     format!("podd_rpc_duration_seconds_count{{rpc=\"{name}\",code=\"{code}\"}}")
 }
 
-fn stage(name: &str, result: &str) -> String {
+pub(crate) fn stage(name: &str, result: &str) -> String {
     format!("podd_stage_duration_seconds_count{{stage=\"{name}\",result=\"{result}\"}}")
 }
 
 /// How much a series grew.
-fn grew(before: &Metrics, after: &Metrics, series: &str) -> f64 {
+pub(crate) fn grew(before: &Metrics, after: &Metrics, series: &str) -> f64 {
     after.get(series) - before.get(series)
 }
 

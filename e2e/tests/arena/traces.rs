@@ -13,11 +13,12 @@ use podd_proto::v1 as pb;
 use tonic::Code;
 
 use crate::case::{Env, cases, equal, eventually, refused};
+use crate::hooks::{self, Hooks};
 use crate::observe::with_config;
 
 cases!("traces":
-    a_pod_start_is_one_trace, a_failure_is_told, only_what_is_to_be_traced, what_waits_is_sent_at_the_end, a_dead_collector,
-    a_collector_that_hangs);
+    a_pod_start_is_one_trace, devices_and_hooks, a_failure_is_told, only_what_is_to_be_traced,
+    what_waits_is_sent_at_the_end, a_dead_collector, a_collector_that_hangs);
 
 const COLLECTOR: &str = "127.0.0.1:4317";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -126,6 +127,37 @@ fn a_pod_start_is_one_trace(env: &mut Env<'_>) -> Result<()> {
         equal("lost", counted("failed")? + counted("dropped")?, 0.0)?;
         env.cri()?.remove_pod(&pod)?;
         Ok(fs::remove_dir_all(&config.log_directory)?)
+    })
+}
+
+fn devices_and_hooks(env: &mut Env<'_>) -> Result<()> {
+    let collector = collector()?;
+    let _hooks = Hooks::new(&[
+        ("createRuntime", "true"),
+        ("poststart", "true"),
+        ("poststop", "true"),
+    ])?;
+    with_config(env, &config(0), |env| {
+        let pod = env.pod("hooks")?;
+        let cri = env.cri()?.traced(&parent("01"))?;
+        let id = cri.create(&pod.id, &pod.config, &hooks::container("c"))?;
+        cri.start(&id)?;
+        cri.stop(&id, 0)?;
+        cri.remove_ctr(&id)?;
+        let rpc = |name: &str| format!("runtime.v1.RuntimeService/{name}");
+        let below = [
+            ("cdi_devices", rpc("CreateContainer")),
+            ("create_runtime_hooks", "launch".to_owned()),
+            ("poststart_hooks", rpc("StartContainer")),
+            ("poststop_hooks", rpc("RemoveContainer")),
+        ];
+        // Four RPCs, and their stages: record, cdi_devices, container_cgroup, plan, launch, hooks; start, hooks; kill; removal, hooks.
+        let spans = spans(&collector, 4 + 6 + 2 + 1 + 2)?;
+        for (stage, parent) in below {
+            let (span, parent) = (named(&spans, stage)?, named(&spans, &parent)?);
+            equal(stage, &span.parent_span_id, &parent.span_id)?;
+        }
+        pod.remove()
     })
 }
 

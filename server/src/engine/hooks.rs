@@ -20,6 +20,7 @@ use serde_json::json;
 
 use super::native::NativeError;
 use super::{Engine, EngineError, blocking};
+use crate::observe::metrics::Stage;
 use crate::state::store::Container;
 
 /// The hooks that podd itself runs.
@@ -49,6 +50,14 @@ impl When {
             Self::Poststop => hooks.poststop(),
         };
         list.as_deref().unwrap_or_default()
+    }
+
+    fn stage(self) -> Stage {
+        match self {
+            Self::CreateRuntime => Stage::CreateRuntimeHooks,
+            Self::Poststart => Stage::PoststartHooks,
+            Self::Poststop => Stage::PoststopHooks,
+        }
     }
 
     /// The container's status meanwhile (runtime.md, "State").
@@ -168,8 +177,8 @@ pub async fn run(
     if !any(container, when) {
         return Ok(());
     }
-    let (engine, container) = (Arc::clone(engine), Arc::clone(container));
-    blocking(when.name(), move || -> Result<(), EngineError> {
+    let (metrics, engine, container) = (&engine.metrics, Arc::clone(engine), Arc::clone(container));
+    let ran = blocking(when.name(), move || -> Result<(), EngineError> {
         let record = &container.record;
         let bundle = engine.state.records().container_dir(&record.pod, &record.id);
         let state = state(&container, &bundle, when.status(), pid);
@@ -183,8 +192,8 @@ pub async fn run(
             }
         }
         failed.map_or(Ok(()), |e| Err(e.into()))
-    })
-    .await
+    });
+    metrics.stage(when.stage(), ran).await
 }
 
 /// How much of what a hook writes is kept for the error.

@@ -10,6 +10,7 @@ use super::{Engine, EngineError, blocking};
 use crate::apparmor;
 use crate::cdi::{self, Edits};
 use crate::model::{AppArmor, ContainerConfig, ContainerPid, MountSource};
+use crate::observe::metrics::Stage;
 use crate::state::phase::ContainerPhase;
 use crate::state::record::ImageVolume;
 use crate::state::store::Pod;
@@ -64,7 +65,8 @@ impl Engine {
         let found = blocking("CreateContainer", move || -> Result<_, EngineError> {
             Ok(cdi::find(&dirs, &names)?)
         });
-        Ok(Some(Box::new(found.await?)))
+        let found = self.metrics.stage(Stage::CdiDevices, found).await?;
+        Ok(Some(Box::new(found)))
     }
 
     /// The image that a request names, from the local store.

@@ -39,14 +39,22 @@ pub enum Stage {
     Network,
     /// /etc/hosts, /etc/hostname and /etc/resolv.conf of the pod.
     PodFiles,
+    /// The files of CDI devices are read.
+    CdiDevices,
     /// The cgroup of a container.
     ContainerCgroup,
     /// A request becomes a plan; volumes are opened.
     Plan,
     /// The plan is carried out, up to the start gate.
     Launch,
+    /// createRuntime hooks, while the container's first process waits in [`Stage::Launch`].
+    CreateRuntimeHooks,
     /// From the opening of the gate to the application's execve.
     Start,
+    /// poststart hooks.
+    PoststartHooks,
+    /// poststop hooks.
+    PoststopHooks,
     /// Processes of a container are killed, until its exit is recorded.
     Kill,
     /// podinit ends.
@@ -70,10 +78,14 @@ impl Stage {
             Self::Namespaces => "namespaces",
             Self::Network => "network",
             Self::PodFiles => "pod_files",
+            Self::CdiDevices => "cdi_devices",
             Self::ContainerCgroup => "container_cgroup",
             Self::Plan => "plan",
             Self::Launch => "launch",
+            Self::CreateRuntimeHooks => "create_runtime_hooks",
             Self::Start => "start",
+            Self::PoststartHooks => "poststart_hooks",
+            Self::PoststopHooks => "poststop_hooks",
             Self::Kill => "kill",
             Self::PodinitEnd => "podinit_end",
             Self::NetworkEnd => "network_end",
