@@ -44,19 +44,23 @@ pub fn attach(
     Ok(v1::AttachResponse { url })
 }
 
-/// PortForward. The ports are named again by the streams of the session, as the kubelet's own server has it.
+/// PortForward. Clients that speak SPDY name the ports again, with each stream; channels of WebSocket are those of the
+/// ports that are named here.
 pub fn port_forward(
     engine: &Engine,
     streaming: &Streaming,
     request: &v1::PortForwardRequest,
 ) -> Result<v1::PortForwardResponse, Fault> {
     Span::current().record("pod", &request.pod_sandbox_id);
-    if request.port.iter().any(|port| !(1..=65_535).contains(port)) {
-        return Err(Fault::invalid("port", "must be between 1 and 65535"));
-    }
+    let ports = request.port.iter().map(|port| u16::try_from(*port).ok());
+    let ports: Option<Vec<u16>> = ports.map(|port| port.filter(|port| *port > 0)).collect();
+    let ports = ports.ok_or_else(|| Fault::invalid("port", "must be between 1 and 65535"))?;
     let pod = engine.find_pod(&request.pod_sandbox_id)?;
     Target::new(engine, &pod).map_err(std::sync::Arc::new)?;
-    let url = streaming.url(Request::PortForward { pod: pod.record.id })?;
+    let url = streaming.url(Request::PortForward {
+        pod: pod.record.id,
+        ports,
+    })?;
     Ok(v1::PortForwardResponse { url })
 }
 

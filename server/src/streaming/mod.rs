@@ -74,6 +74,8 @@ pub enum Request {
     PortForward {
         /// The pod.
         pod: PodId,
+        /// Its ports, for clients whose protocol cannot name them; the others name them stream by stream.
+        ports: Vec<u16>,
     },
 }
 

@@ -1,4 +1,5 @@
-//! Port-forward: pairs of streams, each pair one connection to a port of the pod.
+//! Port-forward: pairs of streams, each pair one connection to a port of the pod. Over SPDY clients open pairs as they
+//! want them; over WebSocket channels there is one for each port, from the beginning to the end.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,7 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::spdy::{Connection, Opened};
-use super::stream::{CHUNK, Incoming, Next, Outgoing};
+use super::stream::{CHUNK, Incoming, Link, Next, Outgoing};
+use super::websocket::PortChannels;
 use crate::engine::dial::Target;
 
 /// The protocol over SPDY.
@@ -26,6 +28,9 @@ const PAIR: Duration = Duration::from_secs(30);
 
 /// How long a client may still send to a port whose side has closed.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
+
+/// The same where the client cannot know: a channel of WebSocket has no end.
+const UNTOLD: Duration = Duration::from_secs(1);
 
 /// Streams of a pair that is not complete, by the id of their request.
 #[derive(Debug, Default)]
@@ -128,7 +133,11 @@ pub async fn run(mut connection: Connection, target: Target) {
                 let Some(opened) = opened else { break };
                 match pairs.add(opened, Instant::now()) {
                     Ok(None) => {}
-                    Ok(Some(pair)) => drop(forwards.spawn(forward(target.clone(), pair))),
+                    Ok(Some(pair)) => {
+                        let data = (pair.data.incoming, pair.data.outgoing);
+                        let (target, error) = (target.clone(), pair.error.outgoing);
+                        drop(forwards.spawn(forward(target, pair.port, data, error, HALF_CLOSED)));
+                    }
                     Err(refused) => refused.outgoing.reset().await,
                 }
             }
@@ -139,11 +148,49 @@ pub async fn run(mut connection: Connection, target: Target) {
     }
 }
 
-/// Carries one connection. What fails is told on its error stream and nowhere else.
-async fn forward(target: Target, pair: Pair) {
-    let Pair { port, data, error } = pair;
+/// Serves a client that speaks channels until all connections are over, it is gone, or the pod is.
+pub async fn run_channels(channels: Vec<PortChannels>, link: Link, target: Target) {
+    let gone = {
+        let target = target.clone();
+        async move { target.gone().await }
+    };
+    let mut forwards = JoinSet::new();
+    for PortChannels {
+        port,
+        incoming,
+        data,
+        error,
+    } in channels
+    {
+        let target = target.clone();
+        forwards.spawn(async move {
+            // The first word on both channels is the port, so that the client knows which channels are whose.
+            let name = Bytes::copy_from_slice(&port.to_le_bytes());
+            if data.send(name.clone()).await.is_ok() && error.send(name).await.is_ok() {
+                forward(target, port, (incoming, data), error, UNTOLD).await;
+            }
+        });
+    }
+    tokio::select! {
+        () = async { while forwards.join_next().await.is_some() {} } => {}
+        () = gone => {}
+    }
+    forwards.shutdown().await;
+    link.finish().await;
+}
+
+/// Carries one connection, for no longer than `half_closed` after the port's side has closed. What fails is told on its
+/// error stream and nowhere else.
+async fn forward(
+    target: Target,
+    port: u16,
+    data: (Incoming, Outgoing),
+    error: Outgoing,
+    half_closed: Duration,
+) {
+    let (incoming, data) = data;
     let carried = match target.connect(port).await {
-        Ok(stream) => carry(stream, data.incoming, &data.outgoing)
+        Ok(stream) => carry(stream, incoming, &data, half_closed)
             .await
             .map_err(|e| format!("the connection to port {port} in the pod failed: {e}")),
         Err(e) => {
@@ -152,13 +199,13 @@ async fn forward(target: Target, pair: Pair) {
         }
     };
     if let Err(message) = carried {
-        let _ = error.outgoing.send(Bytes::from(message)).await;
-        data.outgoing.reset().await;
+        let _ = error.send(Bytes::from(message)).await;
+        data.reset().await;
     }
-    error.outgoing.end().await;
+    error.end().await;
 }
 
-async fn carry(stream: TcpStream, from: Incoming, to: &Outgoing) -> io::Result<()> {
+async fn carry(stream: TcpStream, from: Incoming, to: &Outgoing, half_closed: Duration) -> io::Result<()> {
     // What comes in small pieces is somebody typing, or a protocol that waits for an answer.
     let _ = stream.set_nodelay(true);
     let (read, write) = stream.into_split();
@@ -172,7 +219,7 @@ async fn carry(stream: TcpStream, from: Incoming, to: &Outgoing) -> io::Result<(
         received = &mut down => {
             received?;
             // An error now only means that nobody reads what the client still sends.
-            let _ = tokio::time::timeout(HALF_CLOSED, up).await;
+            let _ = tokio::time::timeout(half_closed, up).await;
             Ok(())
         }
     }

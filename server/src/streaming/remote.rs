@@ -174,6 +174,7 @@ async fn finish(link: Link, error: Outgoing, json_status: bool, status: &Status)
 
 async fn carry(streams: Streams, stdio: Stdio, life: Life<impl Future<Output = Status>>) -> Status {
     let (over, is_over) = watch::channel(false);
+    let screen = streams.stdout.clone();
     let outputs = async {
         tokio::join!(
             output(stdio.stdout, streams.stdout, is_over.clone()),
@@ -181,16 +182,25 @@ async fn carry(streams: Streams, stdio: Stdio, life: Life<impl Future<Output = S
         )
     };
     let terminal = stdio.terminal;
-    let inputs = async {
-        tokio::join!(
-            input(streams.stdin, stdio.stdin),
-            resize(streams.resize, |size| {
-                if let Some(terminal) = &terminal {
-                    terminal.resize(size);
-                }
-            }),
-        );
+    // A terminal has no end of input: who ends it while attached has left, and the container goes on.
+    let leaves = matches!(life, Life::Output(_)) && streams.resize.is_some();
+    let left = async {
+        if input(streams.stdin, stdio.stdin).await == Next::End && leaves {
+            if let Some(screen) = screen {
+                screen.end().await;
+            }
+            return Status::Success;
+        }
         // Nothing more will come from the client, but the session goes on.
+        std::future::pending().await
+    };
+    let resized = async {
+        resize(streams.resize, |size| {
+            if let Some(terminal) = &terminal {
+                terminal.resize(size);
+            }
+        })
+        .await;
         std::future::pending().await
     };
     let lived = async {
@@ -211,7 +221,8 @@ async fn carry(streams: Streams, stdio: Stdio, life: Life<impl Future<Output = S
     };
     tokio::select! {
         status = lived => status,
-        status = inputs => status,
+        status = left => status,
+        status = resized => status,
     }
 }
 
@@ -262,15 +273,22 @@ async fn silent(over: &mut watch::Receiver<bool>) {
 }
 
 /// Passes on what the client sends. What a process does not want any more is dropped, so that the client is never
-/// held up by it; the end of a stream closes a pipe, while a terminal has no end.
-async fn input(from: Option<Incoming>, to: Option<Sink>) {
-    let Some(mut from) = from else { return };
+/// held up by it; the end of a stream closes a pipe, while a terminal has no end. How the input ended.
+async fn input(from: Option<Incoming>, to: Option<Sink>) -> Next {
+    let Some(mut from) = from else {
+        return Next::Reset;
+    };
     let mut to = to;
-    while let Next::Data(bytes) = from.next().await {
-        if let Some(sink) = &mut to
-            && sink.write_all(&bytes).await.is_err()
-        {
-            to = None;
+    loop {
+        match from.next().await {
+            Next::Data(bytes) => {
+                if let Some(sink) = &mut to
+                    && sink.write_all(&bytes).await.is_err()
+                {
+                    to = None;
+                }
+            }
+            over => return over,
         }
     }
 }

@@ -32,6 +32,8 @@ pub enum Wire {
     Forward,
     /// SPDY through WebSocket messages, for port-forward.
     Tunnel,
+    /// WebSocket channels, for port-forward.
+    Ports(websocket::Protocol),
 }
 
 impl Wire {
@@ -57,7 +59,7 @@ impl Wire {
         match self {
             Self::Spdy(protocol) => spdy(protocol.name),
             Self::Forward => spdy(portforward::PROTOCOL),
-            Self::Channels(protocol) => websocket(protocol.name),
+            Self::Channels(protocol) | Self::Ports(protocol) => websocket(protocol.name),
             Self::Tunnel => websocket(portforward::TUNNELLED),
         }
     }
@@ -115,7 +117,13 @@ fn negotiate_websocket(head: &Head, request: &Request) -> Result<Wire, Answer> {
         return Err(bad_request("not a WebSocket handshake of RFC 6455"));
     }
     let (wires, unnamed): (Vec<(&str, Wire)>, _) = match request {
-        Request::PortForward { .. } => (vec![(portforward::TUNNELLED, Wire::Tunnel)], None),
+        Request::PortForward { ports, .. } => {
+            let fit = (1..=websocket::MOST_PORTS).contains(&ports.len());
+            let channels = websocket::PORT_PROTOCOLS.iter().filter(|_| fit);
+            let channels = channels.map(|protocol| (protocol.name, Wire::Ports(*protocol)));
+            let tunnel = (portforward::TUNNELLED, Wire::Tunnel);
+            (std::iter::once(tunnel).chain(channels).collect(), None)
+        }
         Request::Exec { .. } | Request::Attach { .. } => {
             let all = websocket::PROTOCOLS.map(|protocol| (protocol.name, Wire::Channels(protocol)));
             (all.to_vec(), all.last().map(|(_, wire)| *wire))
@@ -163,13 +171,10 @@ pub async fn run(
                 attach(engine, container, wanted, session).await;
             }
         }
-        Request::PortForward { pod } => {
-            let connection = forward_connection(wire, stream, rest, idle).await;
-            match target(engine, pod) {
-                Ok(target) => portforward::run(connection, target).await,
-                Err(e) => tracing::debug!(%pod, error = %e, "nothing to forward to"),
-            }
-        }
+        Request::PortForward { pod, ports } => match target(engine, pod) {
+            Ok(target) => forward(wire, stream, rest, idle, &ports, target).await,
+            Err(e) => tracing::debug!(%pod, error = %e, "nothing to forward to"),
+        },
     }
 }
 
@@ -212,16 +217,23 @@ async fn remote_session(
                 json_status: protocol.json_status,
             })
         }
-        Wire::Forward | Wire::Tunnel => None,
+        Wire::Forward | Wire::Tunnel | Wire::Ports(_) => None,
     }
 }
 
-async fn forward_connection(wire: Wire, stream: Socket, rest: Bytes, idle: &Arc<Idle>) -> Connection {
-    if wire == Wire::Tunnel {
-        let (read, write) = tokio::io::split(websocket::tunnel(websocket::accept(stream, rest).await));
-        Connection::start(read, write, idle)
-    } else {
-        spdy(stream, rest, idle)
+async fn forward(wire: Wire, stream: Socket, rest: Bytes, idle: &Arc<Idle>, ports: &[u16], target: Target) {
+    match wire {
+        Wire::Ports(protocol) => {
+            let socket = websocket::accept(stream, rest).await;
+            let (channels, link) = websocket::ports(socket, protocol, ports, idle);
+            portforward::run_channels(channels, link, target).await;
+        }
+        Wire::Tunnel => {
+            let tunnel = websocket::tunnel(websocket::accept(stream, rest).await);
+            let (read, write) = tokio::io::split(tunnel);
+            portforward::run(Connection::start(read, write, idle), target).await;
+        }
+        _ => portforward::run(spdy(stream, rest, idle), target).await,
     }
 }
 
@@ -300,9 +312,28 @@ mod tests {
         }
     }
 
-    fn forward() -> Request {
+    fn forward(ports: usize) -> Request {
         Request::PortForward {
             pod: "0".repeat(64).parse().unwrap(),
+            ports: vec![80; ports],
+        }
+    }
+
+    #[test]
+    fn channels_are_for_ports_that_are_named() {
+        let websocket = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a\r\n";
+        for protocol in websocket::PORT_PROTOCOLS {
+            let offered = head(&format!(
+                "{websocket}Sec-WebSocket-Protocol: v5.channel.k8s.io, {}\r\n",
+                protocol.name
+            ));
+            for ports in [1, websocket::MOST_PORTS] {
+                assert_eq!(negotiate(&offered, &forward(ports)), Ok(Wire::Ports(protocol)));
+            }
+            for ports in [0, websocket::MOST_PORTS + 1] {
+                let refused = negotiate(&offered, &forward(ports)).unwrap_err();
+                assert!(refused.status.starts_with("403"), "{refused:?}");
+            }
         }
     }
 
@@ -347,12 +378,12 @@ mod tests {
             "{websocket}Sec-WebSocket-Protocol: {}\r\n",
             portforward::TUNNELLED
         );
-        assert_eq!(negotiate(&head(&tunnel), &forward()), Ok(Wire::Tunnel));
+        assert_eq!(negotiate(&head(&tunnel), &forward(0)), Ok(Wire::Tunnel));
         let spdy = format!(
             "Upgrade: SPDY/3.1\r\n{STREAM_PROTOCOL}: {}\r\n",
             portforward::PROTOCOL
         );
-        assert_eq!(negotiate(&head(&spdy), &forward()), Ok(Wire::Forward));
+        assert_eq!(negotiate(&head(&spdy), &forward(0)), Ok(Wire::Forward));
     }
 
     #[test]
@@ -372,7 +403,7 @@ mod tests {
                 attach(),
                 "403",
             ),
-            (websocket.to_owned(), forward(), "403"),
+            (websocket.to_owned(), forward(0), "403"),
         ] {
             let refusal = negotiate(&head(&text), &request).unwrap_err();
             assert!(refusal.status.starts_with(status), "{text}: {refusal:?}");

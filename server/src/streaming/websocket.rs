@@ -1,8 +1,10 @@
-//! WebSocket: the channel protocols of exec and attach, and byte streams through a tunnel.
+//! WebSocket: the channel protocols of exec and attach and of port-forward, and byte streams through a tunnel.
 //!
 //! A message of a channel protocol is one byte, the channel, and what is sent on it; the base64 variants write the
 //! channel as a digit and the rest in base64. Version 5 adds that the client can end a channel: `255 CHANNEL`.
+//! In port-forward channel 2n is data of the port that was named at place n, and 2n + 1 what failed there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -18,7 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::remote::Streams;
-use super::stream::{CHUNK, Command, Feed, Idle, LINGER, Link, Outgoing, Room, commands};
+use super::stream::{CHUNK, Command, Feed, Idle, Incoming, LINGER, Link, Outgoing, Room, commands};
 use super::tls::Socket;
 use crate::engine::session::Wanted;
 
@@ -57,6 +59,15 @@ pub const PROTOCOLS: [Protocol; 6] = [
     Protocol::new("base64.channel.k8s.io", true, false, false),
     Protocol::new("", false, false, false),
 ];
+
+/// The protocols for port-forward.
+pub const PORT_PROTOCOLS: [Protocol; 2] = [
+    Protocol::new("v4.channel.k8s.io", false, false, false),
+    Protocol::new("v4.base64.channel.k8s.io", true, false, false),
+];
+
+/// Most ports of a session: each has two channels, and in base64 a channel is one character of ASCII.
+pub const MOST_PORTS: usize = 32;
 
 impl Protocol {
     const fn new(name: &'static str, base64: bool, ends: bool, json_status: bool) -> Self {
@@ -129,29 +140,54 @@ pub fn streams(
         .as_ref()
         .map_or(channel::ERROR, |_| channel::STDOUT);
     let (sink, source) = socket.split();
-    let feeds = Feeds {
-        stdin: Some(stdin_feed),
-        resize: Some(resize_feed),
-    };
+    let feeds = Feeds::from([(channel::STDIN, stdin_feed), (channel::RESIZE, resize_feed)]);
     let reading = read(source, protocol, feeds, Arc::clone(idle));
-    let writing = write(sink, protocol, first, queue, Arc::clone(idle));
+    let writing = write(sink, protocol, Some(first), queue, Arc::clone(idle));
     (streams, Link::start(Arc::clone(idle), reading, writing))
 }
 
-struct Feeds {
-    stdin: Option<Feed>,
-    resize: Option<Feed>,
+/// The channels of a forwarded port.
+#[derive(Debug)]
+pub struct PortChannels {
+    /// The port.
+    pub port: u16,
+    /// What the client sends to it.
+    pub incoming: Incoming,
+    /// What it sends to the client.
+    pub data: Outgoing,
+    /// What the client is told where it fails.
+    pub error: Outgoing,
 }
 
-impl Feeds {
-    fn of(&mut self, channel: u8) -> Option<&mut Option<Feed>> {
-        match channel {
-            channel::STDIN => Some(&mut self.stdin),
-            channel::RESIZE => Some(&mut self.resize),
-            _ => None,
+/// The channels of a port-forward over `socket`, to at most [`MOST_PORTS`] ports.
+pub fn ports(
+    socket: WebSocketStream<Socket>,
+    protocol: Protocol,
+    ports: &[u16],
+    idle: &Arc<Idle>,
+) -> (Vec<PortChannels>, Link) {
+    let (room, (commands, queue)) = (Room::default(), commands());
+    let mut feeds = Feeds::new();
+    let channels = (0..).step_by(2).zip(ports).map(|(channel, port)| {
+        let (feed, incoming) = room.stream();
+        feeds.insert(channel, feed);
+        let outgoing = |channel: u8| Outgoing::new(channel.into(), commands.clone(), None);
+        PortChannels {
+            port: *port,
+            incoming,
+            data: outgoing(channel),
+            error: outgoing(channel + 1),
         }
-    }
+    });
+    let channels = channels.collect();
+    let (sink, source) = socket.split();
+    let reading = read(source, protocol, feeds, Arc::clone(idle));
+    let writing = write(sink, protocol, None, queue, Arc::clone(idle));
+    (channels, Link::start(Arc::clone(idle), reading, writing))
 }
+
+/// Where what comes on the channels goes.
+type Feeds = BTreeMap<u8, Feed>;
 
 async fn read(
     mut source: SplitStream<WebSocketStream<Socket>>,
@@ -166,13 +202,12 @@ async fn read(
             Message::Ping(_) | Message::Pong(_) => {}
             message => match protocol.parse(message) {
                 Some((channel::END, rest)) if protocol.ends => {
-                    let ended = rest.first().and_then(|channel| feeds.of(*channel));
-                    if let Some(feed) = ended.and_then(Option::take) {
+                    if let Some(feed) = rest.first().and_then(|channel| feeds.remove(channel)) {
                         feed.end();
                     }
                 }
                 Some((channel, bytes)) => {
-                    if let Some(Some(feed)) = feeds.of(channel) {
+                    if let Some(feed) = feeds.get(&channel) {
                         feed.push(bytes).await;
                     }
                 }
@@ -191,12 +226,14 @@ async fn read(
 async fn write(
     mut sink: SplitSink<WebSocketStream<Socket>, Message>,
     protocol: Protocol,
-    first: u8,
+    first: Option<u8>,
     mut queue: mpsc::Receiver<Command>,
     idle: Arc<Idle>,
 ) {
     // Clients wait for a first message to know that the session has begun.
-    if sink.send(protocol.message(first, b"")).await.is_err() {
+    if let Some(first) = first
+        && sink.send(protocol.message(first, b"")).await.is_err()
+    {
         return;
     }
     while let Some(command) = queue.recv().await {
