@@ -18,6 +18,8 @@ const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "ut
 
 const OPEN_FILE: &str = "open file of podd";
 
+const POD_FILE: &str = "open file of podinit";
+
 /// A multiset of things, each described by its kind and what a person recognises it by.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Census(BTreeMap<String, usize>);
@@ -32,8 +34,13 @@ impl Census {
         census.mounts("self", "mount");
         if let Some(pid) = podd {
             census.mounts(&pid.to_string(), "mount of podd");
-            census.open_files(pid);
+            census.open_files(OPEN_FILE, pid);
             census.threads(pid);
+        }
+        for pid in pids() {
+            if fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "podinit") {
+                census.open_files(POD_FILE, pid);
+            }
         }
         census.tree("cgroup", Path::new("/sys/fs/cgroup"), true);
         census.tree("file", Path::new(podd::STATE_DIR), false);
@@ -146,7 +153,7 @@ impl Census {
         }
     }
 
-    fn open_files(&mut self, pid: u32) {
+    fn open_files(&mut self, kind: &str, pid: u32) {
         let to_registry = registry_sockets();
         for target in open_files(pid) {
             // Numbers differ from one socket to the next; what counts is how many there are.
@@ -156,7 +163,7 @@ impl Census {
                 Some((kind, _)) => kind.to_owned(),
                 None => target,
             };
-            self.add(OPEN_FILE, &what);
+            self.add(kind, &what);
         }
     }
 

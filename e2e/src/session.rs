@@ -1,5 +1,6 @@
 //! Sessions of Exec, Attach and PortForward as tests want them: what came is kept, and the end is told.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -57,6 +58,7 @@ pub struct Remote {
     /// Standard error so far.
     pub stderr: Vec<u8>,
     error: Vec<u8>,
+    ended: BTreeSet<u32>,
 }
 
 impl Remote {
@@ -99,7 +101,14 @@ impl Remote {
             stdout: Vec::new(),
             stderr: Vec::new(),
             error: Vec::new(),
+            ended: BTreeSet::new(),
         })
+    }
+
+    /// Whether the server has ended the standard output; WebSocket channels have no end of their own.
+    #[must_use]
+    pub fn output_has_ended(&self) -> bool {
+        self.ended.contains(&self.streams.stdout)
     }
 
     /// Writes to the standard input.
@@ -152,7 +161,10 @@ impl Remote {
                 to.extend_from_slice(&bytes);
                 Ok(true)
             }
-            Message::End(stream) => Ok(stream != self.streams.error),
+            Message::End(stream) => {
+                self.ended.insert(stream);
+                Ok(stream != self.streams.error)
+            }
             Message::Reset(stream) => bail!("stream {stream} was reset"),
             Message::Closed(code) => {
                 ensure!(code == Some(1000), "closed with {code:?}");

@@ -379,3 +379,12 @@ pub fn eventually(what: &str, seconds: u64, mut done: impl FnMut() -> Result<boo
     }
     Ok(())
 }
+
+/// A number from the environment.
+pub fn asked(name: &str) -> Result<Option<u64>> {
+    let Some(value) = std::env::var_os(name) else {
+        return Ok(None);
+    };
+    let number = value.to_string_lossy().parse();
+    Ok(Some(number.with_context(|| format!("{name} is {value:?}"))?))
+}

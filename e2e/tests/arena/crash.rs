@@ -14,7 +14,7 @@ use podd_e2e::podd;
 use podd_proto::v1 as pb;
 use tonic::{Code, Status};
 
-use crate::case::{Env, cases, equal, log_lines};
+use crate::case::{Env, asked, cases, equal, log_lines};
 
 cases!("crash": killed_at_any_moment);
 
@@ -67,15 +67,6 @@ fn killed_at_any_moment(env: &mut Env<'_>) -> Result<()> {
         .containers;
     ensure!(left.is_empty(), "containers without a pod: {left:?}");
     fs::remove_dir(CGROUPS).with_context(|| format!("remove {CGROUPS}"))
-}
-
-/// A number from the environment.
-fn asked(name: &str) -> Result<Option<u64>> {
-    let Some(value) = std::env::var_os(name) else {
-        return Ok(None);
-    };
-    let number = value.to_string_lossy().parse();
-    Ok(Some(number.with_context(|| format!("{name} is {value:?}"))?))
 }
 
 /// Kills podd and starts it again, `kills` times or until a client gives up; the slowest start.

@@ -6,6 +6,7 @@
 pub(crate) mod attacks;
 pub(crate) mod case;
 pub(crate) mod cdi;
+pub(crate) mod churn;
 pub(crate) mod crash;
 pub(crate) mod errors;
 pub(crate) mod events;
@@ -84,6 +85,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         logs::CASES,
         exec::CASES,
         streaming::CASES,
+        churn::CASES,
         tls::CASES,
         tool::CASES,
         tool_sessions::CASES,

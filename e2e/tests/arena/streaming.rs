@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use podd_client::Message;
 use podd_e2e::cri::{self, Cri};
 use podd_e2e::session::{DIALECTS, Dialect, Forward, Remote, Session, Wanted, exit_code};
 use podd_proto::v1 as pb;
@@ -13,13 +14,12 @@ use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines, refus
 use crate::lifecycle::{running, sleeper};
 
 cases!("streaming":
-    streams_and_codes, input_ends_and_output_goes_on, ten_megabytes_come_back, output_is_whole_at_the_end,
+    streams_and_codes, input_ends_and_output_goes_on, output_is_whole_at_the_end,
     terminal_has_the_clients_size, a_client_that_goes_ends_its_command, requests_that_cannot_be, tokens_are_used_once,
     tokens_are_counted, two_clients_attach, attach_misses_nothing, input_of_a_container, input_for_one_client,
-    terminal_of_a_container, forwarded_ports, forwarding_ends_with_the_pod, many_forwarded_connections,
-    restart_ends_sessions_only);
+    terminal_of_a_container, forwarded_ports, forwarding_ends_with_the_pod, ports_over_channels, leaving_a_terminal, restart_ends_sessions_only);
 
-const INPUT: Wanted = Wanted {
+pub(crate) const INPUT: Wanted = Wanted {
     stdin: true,
     tty: false,
 };
@@ -32,7 +32,7 @@ const OUTPUT: Wanted = Wanted {
     tty: false,
 };
 
-fn exec(cri: &Cri, dialect: Dialect, id: &str, script: &str, wanted: Wanted) -> Result<Remote> {
+pub(crate) fn exec(cri: &Cri, dialect: Dialect, id: &str, script: &str, wanted: Wanted) -> Result<Remote> {
     Remote::open(&cri.exec_url(id, &["sh", "-c", script], wanted)?, dialect, wanted)
 }
 
@@ -78,26 +78,6 @@ fn input_ends_and_output_goes_on(env: &mut Env<'_>) -> Result<()> {
         drop(deaf);
         // The server may close before all was written, which is no failure.
         let _ = writing.join();
-    }
-    pod.remove()
-}
-
-fn ten_megabytes_come_back(env: &mut Env<'_>) -> Result<()> {
-    let cri = env.cri()?;
-    let (pod, id) = sleeper(env, "bytes")?;
-    let bytes: Vec<u8> = (0..10_000_000u32)
-        .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3])
-        .collect();
-    for dialect in DIALECTS {
-        let mut echo = exec(&cri, dialect, &id, "cat", INPUT)?;
-        let writing = echo.write_aside(bytes.clone());
-        equal("code", exit_code(&echo.status()?)?, 0)?;
-        writing.join().expect("the writer does not panic")?;
-        ensure!(
-            echo.stdout == bytes,
-            "{} bytes came back changed",
-            echo.stdout.len()
-        );
     }
     pod.remove()
 }
@@ -421,14 +401,14 @@ const PAGE: &str = "mkdir -p /srv; echo hello >/srv/index.html; httpd -p 127.0.0
     exec httpd -f -p '[::1]:8086' -h /srv";
 
 /// Asks a forwarded port for a page.
-fn page(forward: &mut Forward, port: u16) -> Result<(String, String)> {
+pub(crate) fn page(forward: &mut Forward, port: u16) -> Result<(String, String)> {
     let pair = forward.connect(port)?;
     forward.write(pair, b"GET /index.html HTTP/1.0\r\n\r\n")?;
     let (data, error) = forward.finish(pair)?;
     Ok((String::from_utf8(data)?, error))
 }
 
-fn serving(cri: &Cri, pod: &Pod) -> Result<()> {
+pub(crate) fn serving(cri: &Cri, pod: &Pod) -> Result<()> {
     let id = pod.started(&cri::shell("web", PAGE))?;
     eventually("the servers listen", 10, || {
         let asked = "wget -q -O- http://127.0.0.1:8080 && wget -q -O- 'http://[::1]:8086'";
@@ -480,19 +460,99 @@ fn forwarding_ends_with_the_pod(env: &mut Env<'_>) -> Result<()> {
     Ok(())
 }
 
-fn many_forwarded_connections(env: &mut Env<'_>) -> Result<()> {
-    let (cri, pod) = (env.cri()?, env.pod("many")?);
+/// Clients in Python, JavaScript and Java name the ports in the request, and have two channels for each.
+fn ports_over_channels(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("channels")?);
     serving(&cri, &pod)?;
-    let mut forward = Forward::open(&cri.forward_url(&pod.id)?)?;
-    for n in 0..500 {
-        let port = if n % 10 == 9 { 9 } else { 8080 };
-        let (text, error) = page(&mut forward, port)?;
-        ensure!(
-            text.contains("hello") != error.contains("refused"),
-            "connection {n}: {text:?}, {error:?}"
-        );
+    let ports = [8080_u16, 9, 8086];
+    let url = || -> Result<String> {
+        let request = pb::PortForwardRequest {
+            pod_sandbox_id: pod.id.clone(),
+            port: ports.map(i32::from).to_vec(),
+        };
+        Ok(cri.port_forward(request)?.url)
+    };
+    let mut session = podd_client::Session::open(
+        &url()?,
+        Dialect::WebSocket,
+        "v4.channel.k8s.io",
+        Some(Duration::from_secs(60)),
+    )?;
+    let begun = Instant::now();
+    for channel in [0, 4] {
+        session.pen.data(channel, b"GET /index.html HTTP/1.0\r\n\r\n")?;
     }
-    drop(forward);
+    let mut told = vec![Vec::new(); ports.len() * 2];
+    let end = loop {
+        match session.receive()? {
+            Message::Data(channel, bytes) => told[usize::try_from(channel)?].extend_from_slice(&bytes),
+            end => break end,
+        }
+    };
+    // All three connections are over, and so is the session.
+    equal("end", end, Message::Closed(Some(1000)))?;
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(10), "the session took {took:?} to end");
+    for (place, port) in ports.into_iter().enumerate() {
+        let text = |channel: usize| -> Result<String> {
+            let (number, rest) = told[channel].split_at_checked(2).context("no port")?;
+            equal("port", number, port.to_le_bytes().as_slice())?;
+            Ok(String::from_utf8(rest.to_vec())?)
+        };
+        let (data, error) = (text(2 * place)?, text(2 * place + 1)?);
+        if port == 9 {
+            contains("error", &error, "refused")?;
+            equal("data", data.as_str(), "")?;
+        } else {
+            contains("answer", &data, "\r\n\r\nhello\n")?;
+            equal("error", error.as_str(), "")?;
+        }
+    }
+    // A client that goes, and one that has named no port.
+    let gone = Session::open(&url()?, Dialect::WebSocket, "v4.channel.k8s.io")?;
+    drop(gone);
+    let none = Session::open(
+        &cri.forward_url(&pod.id)?,
+        Dialect::WebSocket,
+        "v4.channel.k8s.io",
+    );
+    equal(
+        "without ports",
+        none.err().map(|e| e.to_string()),
+        Some("status 403".to_owned()),
+    )?;
+    pod.remove()
+}
+
+/// crictl's keys to detach end the input of the terminal.
+fn leaving_a_terminal(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("leaving")?);
+    let mut config = cri::shell("c", "while read l; do echo got $l; done");
+    (config.tty, config.stdin) = (true, true);
+    let id = pod.started(&config)?;
+    for dialect in DIALECTS {
+        let mut client = attach(&cri, dialect, &id, TERMINAL)?;
+        client.write(b"a\n")?;
+        client.until("got a")?;
+        client.end_input()?;
+        equal("status", client.status()?["status"].as_str(), Some("Success"))?;
+        // Clients wait for the end of the output before they look at the status.
+        equal(
+            "end of the output",
+            client.output_has_ended(),
+            dialect == Dialect::Spdy,
+        )?;
+        // An exec in a terminal goes on.
+        let mut shell = exec(&cri, dialect, &id, "sleep 0.3; echo done; exit 3", TERMINAL)?;
+        shell.end_input()?;
+        equal("code", exit_code(&shell.status()?)?, 3)?;
+        contains("output", &String::from_utf8_lossy(&shell.stdout), "done")?;
+    }
+    equal(
+        "the container",
+        cri.container(&id)?.state(),
+        pb::ContainerState::ContainerRunning,
+    )?;
     pod.remove()
 }
 
