@@ -3,6 +3,7 @@
 //! `cargo test -p podd-e2e --test arena -- [FILTER]`. Ends with one line `N passed, N failed, N skipped`.
 
 // Visible to the tests in virtual machines (../vm), which compile all this in.
+pub(crate) mod agreement;
 pub(crate) mod attacks;
 pub(crate) mod case;
 pub(crate) mod cdi;
@@ -98,6 +99,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         recovery::CASES,
         crash::CASES,
         stats::CASES,
+        agreement::CASES,
         observe::CASES,
         traces::CASES,
         events::CASES,

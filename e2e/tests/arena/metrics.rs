@@ -16,14 +16,14 @@ cases!("metrics":
     what_is_over_is_left_out, the_stream_has_the_same);
 
 /// What was sampled of one object.
-struct Samples {
+pub(crate) struct Samples {
     keys: HashMap<String, Vec<String>>,
     all: Vec<pb::Metric>,
 }
 
 impl Samples {
     /// The samples of one metric: the values of its labels by name, and the value.
-    fn of(&self, name: &str) -> Vec<(HashMap<&str, &str>, u64)> {
+    pub(crate) fn of(&self, name: &str) -> Vec<(HashMap<&str, &str>, u64)> {
         let keys = self.keys.get(name).map_or(&[][..], Vec::as_slice);
         let labelled = |m: &pb::Metric| m.value.map(|v| v.value).unwrap_or_default();
         self.all
@@ -38,7 +38,7 @@ impl Samples {
     }
 
     /// The value of a metric that has one sample.
-    fn value(&self, name: &str) -> Result<u64> {
+    pub(crate) fn value(&self, name: &str) -> Result<u64> {
         match self.of(name).as_slice() {
             [(_, value)] => Ok(*value),
             many => anyhow::bail!("{} samples of {name}", many.len()),
@@ -59,7 +59,7 @@ fn list(cri: &Cri) -> Result<Vec<pb::PodSandboxMetrics>> {
 }
 
 /// The samples of a pod, and of each of its containers by id.
-fn read(cri: &Cri, pod: &Pod) -> Result<(Samples, HashMap<String, Samples>)> {
+pub(crate) fn read(cri: &Cri, pod: &Pod) -> Result<(Samples, HashMap<String, Samples>)> {
     let keys: HashMap<_, _> = descriptors(cri)?
         .into_iter()
         .map(|d| (d.name, d.label_keys))

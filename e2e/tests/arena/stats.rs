@@ -16,7 +16,7 @@ cases!("stats":
     unknown_ids, writable_layer, pod_counters, network_as_the_pod_sees_it, host_network_has_none,
     a_second_daemon_goes_on);
 
-fn stats(cri: &Cri, id: &str) -> Result<pb::ContainerStats> {
+pub(crate) fn stats(cri: &Cri, id: &str) -> Result<pb::ContainerStats> {
     let request = pb::ContainerStatsRequest {
         container_id: id.to_owned(),
     };
@@ -34,7 +34,7 @@ fn list(cri: &Cri, filter: pb::ContainerStatsFilter) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-fn linux(cri: &Cri, pod: &Pod) -> Result<pb::LinuxPodSandboxStats> {
+pub(crate) fn linux(cri: &Cri, pod: &Pod) -> Result<pb::LinuxPodSandboxStats> {
     let request = pb::PodSandboxStatsRequest {
         pod_sandbox_id: pod.id.clone(),
     };
@@ -76,7 +76,7 @@ fn counter(dir: &Path, file: &str, key: Option<&str>) -> Result<Option<u64>> {
     ))
 }
 
-fn value(number: Option<pb::UInt64Value>) -> Option<u64> {
+pub(crate) fn value(number: Option<pb::UInt64Value>) -> Option<u64> {
     number.map(|n| n.value)
 }
 

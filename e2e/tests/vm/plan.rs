@@ -63,6 +63,7 @@ const WALK: &[&str] = &[
     "images::whiteouts_and_hard_links",
     "stats::counters_agree_with_the_cgroup",
     "stats::pod_counters",
+    "agreement::",
     "metrics::nothing_that_is_asked_for_is_missing",
     "metrics::limits",
     "events::a_whole_life",
