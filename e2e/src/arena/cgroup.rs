@@ -13,6 +13,10 @@ pub(super) fn create(name: &str) -> Result<Option<PathBuf>> {
     let Some(root) = mount_point()? else {
         return Ok(None);
     };
+    if crate::vm::inside() {
+        // systemd hands down what its own units ask for, and an arena is to have all there is.
+        delegate(&root)?;
+    }
     let dir = root.join(name);
     fs::create_dir_all(dir.join(HARNESS_CGROUP))
         .with_context(|| format!("make the cgroup {}", dir.display()))?;

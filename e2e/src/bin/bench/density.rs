@@ -52,6 +52,16 @@ impl Bench<'_> {
         self.many_down(&all, 4)
     }
 
+    /// Milliseconds of the lists with `options.list` pods alive.
+    pub fn lists_alone(&self) -> Result<Value> {
+        let all = self.many(self.options.list, 4)?;
+        let mut said = self.lists()?;
+        said["stats_ms"] = self.stats()?;
+        said["pods"] = json!(all.len());
+        self.many_down(&all, 4)?;
+        Ok(said)
+    }
+
     /// Milliseconds of the two list calls.
     fn lists(&self) -> Result<Value> {
         let containers = repeated(|| {

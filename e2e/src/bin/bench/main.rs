@@ -66,6 +66,9 @@ pub struct Options {
     /// Pods alive at once for the memory figures.
     #[arg(long, default_value_t = 50)]
     density: usize,
+    /// Pods alive at once for the lists alone, in place of those of `--density`; 0 leaves it out.
+    #[arg(long, default_value_t = 0)]
+    list: usize,
     /// Pods alive at once for lists and restarts, of podd alone; fewer than `--density` leaves it out.
     #[arg(long, default_value_t = 0)]
     alive: usize,
@@ -222,6 +225,7 @@ fn ratios(podd: &Value, peer: &Value) -> Value {
         "per_pod_pss": better("/density/per_pod_pss_kib", false),
         "daemon_rss": better("/density/memory/daemon_rss", false),
         "list_container_stats": better("/list/stats_ms/median", false),
+        "list_containers": better("/list/containers_ms/median", false),
         "pull_big": better("/pull_big_ms/median", false),
     })
 }

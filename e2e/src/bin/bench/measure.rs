@@ -43,6 +43,9 @@ pub fn all(target: &Target, options: &Options, big: Option<&str>) -> Result<Valu
     if options.density > 0 {
         bench.density(&mut out)?;
     }
+    if options.list > 0 {
+        out.insert("list".to_owned(), bench.lists_alone()?);
+    }
     if options.logs > 0 {
         out.insert("logs".to_owned(), bench.logs()?);
     }
