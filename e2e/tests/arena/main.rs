@@ -5,6 +5,7 @@
 // Visible to the tests in virtual machines (../vm), which compile all this in.
 pub(crate) mod agreement;
 pub(crate) mod attacks;
+pub(crate) mod cadvisor;
 pub(crate) mod case;
 pub(crate) mod cdi;
 pub(crate) mod churn;
@@ -104,6 +105,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         traces::CASES,
         events::CASES,
         metrics::CASES,
+        cadvisor::CASES,
         lists::CASES,
         resources::CASES,
         pod_limits::CASES,

@@ -13,6 +13,8 @@ pub struct Observe {
     pub socket: PathBuf,
     /// Addresses and ports on which everybody may read metrics and health.
     pub listen: Vec<SocketAddr>,
+    /// Unix socket on which cAdvisor may ask whose a cgroup is, as it asks CRI-O; empty for none.
+    pub cadvisor_socket: PathBuf,
 }
 
 impl Default for Observe {
@@ -20,6 +22,7 @@ impl Default for Observe {
         Self {
             socket: PathBuf::from("/run/podd/observe.sock"),
             listen: Vec::new(),
+            cadvisor_socket: PathBuf::new(),
         }
     }
 }
@@ -27,9 +30,18 @@ impl Default for Observe {
 impl Observe {
     /// The first key whose value makes no sense, and why.
     pub(super) fn objection(&self) -> Option<(&'static str, String)> {
-        if !self.socket.as_os_str().is_empty() && !self.socket.is_absolute() {
-            let reason = format!("{} is not an absolute path", self.socket.display());
-            return Some(("observe.socket", reason));
+        let sockets = [
+            ("observe.socket", &self.socket),
+            ("observe.cadvisor_socket", &self.cadvisor_socket),
+        ];
+        for (key, path) in sockets {
+            if !path.as_os_str().is_empty() && !path.is_absolute() {
+                return Some((key, format!("{} is not an absolute path", path.display())));
+            }
+        }
+        if !self.socket.as_os_str().is_empty() && self.socket == self.cadvisor_socket {
+            let reason = "must not be the socket of observe.socket".to_owned();
+            return Some(("observe.cadvisor_socket", reason));
         }
         let port = self.listen.iter().find(|address| address.port() == 0)?;
         Some(("observe.listen", format!("{port} names no port")))
@@ -63,5 +75,26 @@ impl Tracing {
                 "must be at most 1000000".to_owned(),
             )
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_absolute_and_two() {
+        let objection = |cadvisor: &str| {
+            let config = Observe {
+                cadvisor_socket: PathBuf::from(cadvisor),
+                ..Observe::default()
+            };
+            config.objection().map(|(key, _)| key)
+        };
+        assert_eq!(objection(""), None);
+        assert_eq!(objection("/var/run/crio/crio.sock"), None);
+        for wrong in ["crio.sock", "/run/podd/observe.sock"] {
+            assert_eq!(objection(wrong), Some("observe.cadvisor_socket"), "{wrong}");
+        }
     }
 }

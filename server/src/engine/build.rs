@@ -138,11 +138,7 @@ fn decide(
     let (host_dir, nest_dir) = (pod_dir.to_string_lossy(), in_nest(engine, &pod_dir));
     let profile = localhost_profile(&container.config.security.seccomp)?;
     let no_edits = Edits::default();
-    let cgroup = format!(
-        "{}/{}",
-        pod.record.cgroup.as_deref().unwrap_or_default(),
-        container.record.id
-    );
+    let cgroup = engine.native.container_cgroup(pod, &container.record.id)?;
     let inputs = Inputs {
         pod: &pod.config,
         container: &container.config,
@@ -156,7 +152,7 @@ fn decide(
         cdi: container.record.cdi.as_deref().unwrap_or(&no_edits),
         seccomp: profile.as_ref(),
         images: &image_layers(container),
-        cgroup: &cgroup,
+        cgroup: cgroup.as_str(),
     };
     spec::build(&inputs).map_err(EngineError::Spec)
 }

@@ -120,14 +120,18 @@ pub fn nanos(time: u64) -> i64 {
 /// It cannot be opened.
 pub fn find_cgroup(engine: &Engine, container: &Container) -> Result<Option<Cgroup>, EngineError> {
     use super::native::NativeError;
-    let path = match &container.record.cgroup {
-        Some(path) => path.parse().map_err(NativeError::CgroupPath)?,
-        None => match engine.snapshot().pod(&container.record.pod) {
-            Some(pod) => engine.native.container_cgroup(pod, &container.record.id)?,
-            None => return Ok(None),
-        },
+    let find = |path| engine.native.cgroups.find(path).map_err(NativeError::from);
+    if let Some(path) = &container.record.cgroup {
+        return Ok(find(&path.parse().map_err(NativeError::CgroupPath)?)?);
+    }
+    let (snapshot, id) = (engine.snapshot(), &container.record.id);
+    let Some(pod) = snapshot.pod(&container.record.pod) else {
+        return Ok(None);
     };
-    Ok(engine.native.cgroups.find(&path).map_err(NativeError::from)?)
+    match find(&engine.native.container_cgroup(pod, id)?)? {
+        None => Ok(find(&engine.native.container_cgroup_before(pod, id)?)?),
+        found => Ok(found),
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,8 @@ pub struct Features {
 pub struct Native {
     driver: CgroupDriver,
     default_parent: CgroupParent,
+    /// Cgroups of containers are named as CRI-O names them.
+    crio_names: bool,
     /// systemd, asked only where it is the driver or where a pod has a scope.
     pub(super) systemd: Systemd,
     /// podinit, stage and the nest.
@@ -118,6 +120,7 @@ impl Native {
         Ok(Self {
             driver,
             default_parent,
+            crio_names: !config.observe.cadvisor_socket.as_os_str().is_empty(),
             systemd,
             programs: Arc::new(programs),
             cgroups,
@@ -217,8 +220,21 @@ impl Native {
         Place::of(self.driver, &self.default_parent, pod, parent)
     }
 
-    /// Where a container's cgroup is, within its pod's.
+    /// Where a container's cgroup is, within its pod's; one whose record does not say it yet.
     pub(super) fn container_cgroup(&self, pod: &Pod, id: &ContainerId) -> Result<CgroupPath, NativeError> {
+        self.cgroup_named(pod, id, self.crio_names)
+    }
+
+    /// Where the container's cgroup is if it was made by a podd that named cgroups in the other way.
+    pub(super) fn container_cgroup_before(
+        &self,
+        pod: &Pod,
+        id: &ContainerId,
+    ) -> Result<CgroupPath, NativeError> {
+        self.cgroup_named(pod, id, !self.crio_names)
+    }
+
+    fn cgroup_named(&self, pod: &Pod, id: &ContainerId, crio: bool) -> Result<CgroupPath, NativeError> {
         let of_pod = match &pod.record.cgroup {
             Some(path) => path.parse()?,
             // A record of a podd that noted the cgroup when it was there.
@@ -227,7 +243,11 @@ impl Native {
                 .cgroup()
                 .clone(),
         };
-        Ok(of_pod.join(id.as_str())?)
+        // cAdvisor takes no other name for one of a container that it can ask for, nor does the kubelet find the id.
+        Ok(match crio {
+            true => of_pod.join(&format!("crio-{id}.scope"))?,
+            false => of_pod.join(id.as_str())?,
+        })
     }
 
     /// Where a pod's podinit listens.

@@ -3,7 +3,7 @@
 //! The unix socket is for root: it answers everything and takes orders. On TCP anybody may come who reaches the address,
 //! so that answers questions alone.
 
-use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
 
 use super::health::{Checks, Subject};
-use super::scrape;
+use super::{cadvisor, scrape};
 use crate::config::Observe;
 use crate::http::{self, Answer, Head};
 use crate::serve::{self, ServeError};
@@ -43,6 +43,7 @@ enum Who {
 pub struct Listeners {
     unix: Option<UnixListener>,
     tcp: Vec<TcpListener>,
+    cadvisor: Option<UnixListener>,
 }
 
 impl Listeners {
@@ -51,10 +52,8 @@ impl Listeners {
     /// # Errors
     /// The socket cannot be made, or an address is not the node's or taken.
     pub async fn bind(config: &Observe) -> Result<Self, ServeError> {
-        let unix = match config.socket.as_os_str().is_empty() {
-            true => None,
-            false => Some(unix(serve::bind(&config.socket, 0o600)?)?),
-        };
+        let unix = at(&config.socket)?;
+        let cadvisor = at(&config.cadvisor_socket)?;
         let mut tcp = Vec::new();
         for address in &config.listen {
             let listening = TcpListener::bind(address).await;
@@ -63,14 +62,17 @@ impl Listeners {
                 source,
             })?);
         }
-        Ok(Self { unix, tcp })
+        Ok(Self { unix, tcp, cadvisor })
     }
 
     /// Begins to answer; that ends with the value.
     #[must_use]
     pub fn start(self, subject: Subject, level: LogLevel, tracer: Option<Tracer>) -> Observing {
+        let cadvisor = self
+            .cadvisor
+            .map(|listener| cadvisor::start(listener, &subject.engine));
         if self.unix.is_none() && self.tcp.is_empty() {
-            return Observing(Vec::new());
+            return Observing(cadvisor.into_iter().collect());
         }
         let server = Arc::new(Server {
             registry: scrape::registry(&subject.engine, tracer),
@@ -84,13 +86,20 @@ impl Listeners {
             .tcp
             .into_iter()
             .map(|listener| serve(listener, &server, Who::Anybody));
-        Observing(unix.into_iter().chain(tcp).collect())
+        Observing(unix.into_iter().chain(tcp).chain(cadvisor).collect())
     }
 }
 
-fn unix(listener: StdUnixListener) -> Result<UnixListener, ServeError> {
+/// Listens on a socket for root alone, if there is to be one.
+fn at(socket: &Path) -> Result<Option<UnixListener>, ServeError> {
+    if socket.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let listener = serve::bind(socket, 0o600)?;
     listener.set_nonblocking(true).map_err(ServeError::Runtime)?;
-    UnixListener::from_std(listener).map_err(ServeError::Runtime)
+    UnixListener::from_std(listener)
+        .map(Some)
+        .map_err(ServeError::Runtime)
 }
 
 /// The tasks that answer.
