@@ -305,13 +305,15 @@ fn attach_misses_nothing(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("seamless")?);
     let config = cri::shell(
         "c",
-        "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); echo line $i; done",
+        "i=0; lines() { while [ $i -lt $1 ]; do i=$((i+1)); echo line $i; done; }; \
+         lines 20000; until [ -e /go ]; do sleep 0.05; done; lines 60000",
     );
     let id = pod.started(&config)?;
     let mut clients = Vec::new();
     for dialect in DIALECTS.iter().cycle().take(6) {
         clients.push(attach(&cri, *dialect, &id, OUTPUT)?);
     }
+    cri.sh(&id, "touch /go")?;
     // All but the reader must not wait for those that are read later.
     for mut client in clients {
         equal("status", client.status()?["status"].as_str(), Some("Success"))?;
@@ -320,10 +322,17 @@ fn attach_misses_nothing(env: &mut Env<'_>) -> Result<()> {
             .map(|line| line.text())
             .collect();
         let seen = String::from_utf8_lossy(&client.stdout).into_owned();
+        let joined = log.find(&seen[..seen.len().min(200)]);
+        let same = joined.map(|at| {
+            let pairs = log.as_bytes()[at..].iter().zip(seen.as_bytes());
+            pairs.take_while(|(a, b)| a == b).count()
+        });
         ensure!(
             !seen.is_empty() && log.ends_with(&seen),
-            "{} bytes are no end of the log",
-            seen.len()
+            "{} bytes are no end of the log of {}: joined at {joined:?}, the same for {same:?}, then {:?}",
+            seen.len(),
+            log.len(),
+            same.map(|same| seen[same..].chars().take(60).collect::<String>())
         );
     }
     pod.remove()
