@@ -19,7 +19,7 @@ use runtime_core::plan::{FileKind, GroupsPolicy, mount_flag};
 use runtime_core::pod::{Missing, Volumes};
 use runtime_core::seccomp::{self, Filter};
 
-use super::container::open_log;
+use super::log::open_log;
 use super::native::NativeError;
 use super::{Engine, EngineError, hooks, plans};
 use crate::cdi::Edits;
@@ -104,7 +104,7 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         limits,
         devices,
         directory: open_directory(&directory)?,
-        log: container.record.log_path.as_deref().map(open_log).transpose()?,
+        log: open_log(pod, container)?,
         volumes,
     })
 }

@@ -3,8 +3,7 @@
 //! Owns the kernel steps; `containers` owns their order among other operations, the records and the names.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use runtime_core::pod::{Report, Request, Role, TaskKind, TaskPhase, TaskState, l
 use super::build::{self, Build};
 use super::hooks::{self, When};
 use super::keeper::{Keeper, Reply, container_handle};
+use super::log::open_log;
 use super::native::NativeError;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans};
@@ -417,11 +417,14 @@ pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<
 /// # Errors
 /// The file cannot be opened; the old one stays in use.
 pub async fn reopen_log(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), EngineError> {
-    let Some(path) = container.record.log_path.clone() else {
+    let keeper = engine.native.keeper(&container.record.pod)?;
+    let Some(pod) = engine.snapshot().pod(&container.record.pod).cloned() else {
         return Ok(());
     };
-    let keeper = engine.native.keeper(&container.record.pod)?;
-    let log = blocking("ReopenContainerLog", move || open_log(&path)).await?;
+    let of = Arc::clone(container);
+    let Some(log) = blocking("ReopenContainerLog", move || open_log(&pod, &of)).await? else {
+        return Ok(());
+    };
     keeper
         .call(
             container_handle(container.record.handle),
@@ -430,28 +433,4 @@ pub async fn reopen_log(engine: &Arc<Engine>, container: &Arc<Container>) -> Res
         )
         .await?;
     Ok(())
-}
-
-/// Opens a log file for appending, creating it and its directory.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn open_log(path: &Path) -> Result<OwnedFd, NativeError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    const O_NOFOLLOW: i32 = 0o400_000;
-    let failed = |source| NativeError::File {
-        operation: "open the log",
-        path: path.to_owned(),
-        source,
-    };
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(failed)?;
-    }
-    let mut options = std::fs::File::options();
-    options
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(O_NOFOLLOW);
-    Ok(options.open(path).map_err(failed)?.into())
 }
