@@ -196,6 +196,21 @@ impl CgroupRoot {
         }
     }
 
+    /// Kills what is in a cgroup and below, and removes it as [`CgroupRoot::remove`] does. One that is gone is fine, also
+    /// if it goes meanwhile.
+    ///
+    /// # Errors
+    /// Something in it does not die in time, or the kernel refuses.
+    pub fn end(&self, path: &CgroupPath, deadline: Instant) -> Result<(), CgroupError> {
+        let Some(cgroup) = self.find(path)? else {
+            return Ok(());
+        };
+        match cgroup.kill() {
+            Err(e) if cgroup.populated()? => Err(e),
+            _ => self.remove(path, deadline),
+        }
+    }
+
     fn try_remove(&self, parent: &CgroupPath, path: &CgroupPath) -> Result<(), CgroupError> {
         let above = match files::open_dir(self.dir(), parent.as_str()) {
             Ok(above) => above,

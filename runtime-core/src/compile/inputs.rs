@@ -129,7 +129,8 @@ pub struct PodInputs {
     pub ipc: bool,
     /// Make a uts namespace.
     pub uts: bool,
-    /// Make a pid namespace for the containers to share; the process that holds it stays as its pid 1.
+    /// Make a pid namespace for the containers to share; the process that holds it stays as its pid 1, in the cgroup
+    /// that is sent along.
     pub pid: bool,
     /// Host name; needs `uts`.
     pub hostname: Option<String>,

@@ -6,6 +6,7 @@ use linux_raw_sys::general as sys;
 use super::text::text;
 use super::{CompileError, PodInputs};
 use crate::plan::{Namespaces, PlanBuf, Step};
+use crate::seccomp;
 
 /// Longest host name, `__NEW_UTS_LEN` of linux/utsname.h.
 const HOSTNAME_MAX: usize = 64;
@@ -69,9 +70,13 @@ pub fn pod(inputs: &PodInputs) -> Result<Vec<u8>, CompileError> {
     if inputs.pid {
         plan.push(&Step::Clone {
             namespaces: Namespaces::from(sys::CLONE_NEWPID),
-            into_cgroup: false,
+            into_cgroup: true,
         });
+        plan.push(&Step::Hold {
+            filter: seccomp::waiting()?,
+        });
+    } else {
+        plan.push(&Step::Hold { filter: &[] });
     }
-    plan.push(&Step::Hold);
     Ok(plan.finish())
 }

@@ -263,7 +263,7 @@ impl Writer<'_> {
             Step::Gate => 26,
             Step::Seccomp { program, flags } => (self.bytes(program).u32(*flags), 27).1,
             Step::Exec { argv, env } => (self.texts(argv).texts(env), 28).1,
-            Step::Hold => 29,
+            Step::Hold { filter } => (self.bytes(filter), 29).1,
             _ => self.made(step),
         }
     }
@@ -510,7 +510,9 @@ impl<'a> Reader<'a> {
                 argv: self.list(Self::text)?,
                 env: self.list(Self::text)?,
             },
-            29 => Step::Hold,
+            29 => Step::Hold {
+                filter: self.bytes()?,
+            },
             other => self.made(other)?,
         })
     }

@@ -368,5 +368,8 @@ pub enum Step<'a> {
         env: Vec<&'a CStr>,
     },
     /// Report Ready and wait to be killed: what a pod's namespace helper ends with.
-    Hold,
+    Hold {
+        /// The filter under which pid 1 of a pod's pid namespace waits, as in `Seccomp`; empty for one that is no pid 1.
+        filter: &'a [u8],
+    },
 }

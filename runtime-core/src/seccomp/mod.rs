@@ -12,6 +12,8 @@ mod syscalls;
 mod tests;
 #[cfg(test)]
 mod vm;
+mod waiting;
 
 pub use compile::{Filter, SeccompError, compile};
 pub use profile::{KernelVersion, default_profile};
+pub(crate) use waiting::waiting;

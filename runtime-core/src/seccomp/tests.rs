@@ -100,6 +100,28 @@ fn the_default_profile_allows_what_programs_need_and_nothing_else() {
 }
 
 #[test]
+fn who_waits_can_only_wait() {
+    let program = waiting().unwrap();
+    let ask = |arch, number| {
+        let args = [0; 6];
+        run(program, &Call { number, arch, args }).0
+    };
+    let of = |name| number(name, Abi::X86_64).unwrap();
+    for name in ["wait4", "rt_sigtimedwait", "exit_group"] {
+        assert_eq!(ask(X86_64, of(name)), ALLOW, "{name}");
+    }
+    for name in [
+        "execve", "read", "write", "openat", "socket", "mmap", "kill", "setns",
+    ] {
+        assert!(
+            [errno(1), errno(ENOSYS)].contains(&ask(X86_64, of(name))),
+            "{name}"
+        );
+    }
+    assert_ne!(ask(I386, 7), ALLOW);
+}
+
+#[test]
 fn capabilities_open_the_calls_that_need_them() {
     for (cap, calls) in [
         (

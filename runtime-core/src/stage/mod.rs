@@ -293,7 +293,7 @@ impl Stage {
                 sys::privilege::install_seccomp_filter(program, *flags).about("seccomp filter")
             }
             Step::Exec { argv, env } => self.exec(argv, env),
-            Step::Hold => self.hold(),
+            Step::Hold { filter } => self.hold(filter),
             Step::OwnStdio { uid, gid } => process::own_pipes(*uid, *gid),
             Step::Chown { path, uid, gid } => process::chown(path, *uid, *gid),
             Step::RootOfNamespace => process::become_root(),
@@ -378,8 +378,9 @@ impl Stage {
 
     /// The end of a pod's namespace helper: it keeps the namespaces alive while podinit opens them, or stays as
     /// pid 1 of the pod's pid namespace and reaps the orphans of all containers. As such it is in reach of any
-    /// container with CAP_SYS_PTRACE: it keeps no file system and no privilege that could be had through it.
-    fn hold(&mut self) -> Outcome {
+    /// container with CAP_SYS_PTRACE: it keeps no file system and no privilege that could be had through it, and a
+    /// filter lets it do nothing but wait.
+    fn hold(&mut self, filter: &[u8]) -> Outcome {
         if rustix::process::getpid().is_init() {
             root::leave_nest()?;
             process::become_nobody()?;
@@ -390,6 +391,9 @@ impl Stage {
         rustix::io::dup3(null, &mut self.sync, rustix::io::DupFlags::CLOEXEC).about("sync socket")?;
         let _ = rustix::thread::set_name(c"podd-pod");
         sys::signal::set_blocked(sys::signal::SignalSet::ALL).about("signals")?;
+        if !filter.is_empty() {
+            sys::privilege::install_seccomp_filter(filter, 0).about("seccomp filter")?;
+        }
         loop {
             // Blocks while there are children, and fails at once when there are none.
             while rustix::process::wait(rustix::process::WaitOptions::empty()).is_ok() {}

@@ -220,6 +220,18 @@ impl Native {
         Place::of(self.driver, &self.default_parent, pod, parent)
     }
 
+    /// Where a pod's containers live.
+    pub(super) fn pod_cgroup(&self, pod: &Pod) -> Result<CgroupPath, NativeError> {
+        match &pod.record.cgroup {
+            Some(path) => Ok(path.parse()?),
+            // A record of a podd that noted the cgroup when it was there.
+            None => {
+                let place = self.place(&pod.record.id, pod.config.cgroup_parent.as_ref())?;
+                Ok(place.cgroup().clone())
+            }
+        }
+    }
+
     /// Where a container's cgroup is, within its pod's; one whose record does not say it yet.
     pub(super) fn container_cgroup(&self, pod: &Pod, id: &ContainerId) -> Result<CgroupPath, NativeError> {
         self.cgroup_named(pod, id, self.crio_names)
@@ -235,14 +247,7 @@ impl Native {
     }
 
     fn cgroup_named(&self, pod: &Pod, id: &ContainerId, crio: bool) -> Result<CgroupPath, NativeError> {
-        let of_pod = match &pod.record.cgroup {
-            Some(path) => path.parse()?,
-            // A record of a podd that noted the cgroup when it was there.
-            None => self
-                .place(&pod.record.id, pod.config.cgroup_parent.as_ref())?
-                .cgroup()
-                .clone(),
-        };
+        let of_pod = self.pod_cgroup(pod)?;
         // cAdvisor takes no other name for one of a container that it can ask for, nor does the kubelet find the id.
         Ok(match crio {
             true => of_pod.join(&format!("crio-{id}.scope"))?,

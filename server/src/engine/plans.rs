@@ -104,7 +104,7 @@ fn doing(step: Option<&Step<'_>>, failure: &Failure) -> String {
         Some(Step::FindProgram { .. }) => "find the command",
         Some(Step::Become(_)) => "take the user and capabilities",
         Some(Step::NoNewPrivileges) => "set no_new_privs",
-        Some(Step::Gate | Step::Hold) => "wait for the start",
+        Some(Step::Gate | Step::Hold { .. }) => "wait for the start",
         Some(Step::Seccomp { .. }) => "install the seccomp filter",
         Some(Step::Exec { .. }) => "execute",
     };

@@ -47,7 +47,8 @@ pub async fn start(
     }
     let keeper = settle_in(engine, pod, &place, undo).await?;
     let metrics = &engine.metrics;
-    let netns = make_namespaces(engine, &keeper, config);
+    let waiting = make_waiting(engine, pod, &place, undo).await?;
+    let netns = make_namespaces(engine, &keeper, config, waiting.as_ref().map(AsFd::as_fd));
     let netns = metrics.stage(Stage::Namespaces, netns).await?;
     let attachment = match netns {
         Some(netns) => {
@@ -183,10 +184,39 @@ fn sysctls(config: &PodConfig) -> Vec<(String, String)> {
     all
 }
 
+/// Where pid 1 of a pod with a shared pid namespace lives: among the pod's containers, under the pod's name. The
+/// kubelet finds the pause container of other runtimes there.
+fn waiting_place(id: &PodId, pod: &CgroupPath) -> Result<CgroupPath, NativeError> {
+    Ok(pod.join(id.as_str())?)
+}
+
+/// Makes the cgroup of a pod's pid 1, if it is to have one.
+async fn make_waiting(
+    engine: &Arc<Engine>,
+    pod: &Pod,
+    place: &Place,
+    undo: &mut Undo,
+) -> Result<Option<OwnedFd>, EngineError> {
+    if pod.config.namespaces.pid != PodPid::Pod {
+        return Ok(None);
+    }
+    let path = waiting_place(&pod.record.id, place.cgroup())?;
+    let (ended, of) = (Arc::clone(engine), path.clone());
+    undo.push("remove the cgroup of the pod's pid 1", async move {
+        ended.remove_waiting(of).await
+    });
+    let root = engine.native.cgroups.clone();
+    let made = blocking("RunPodSandbox", move || -> Result<_, NativeError> {
+        Ok(root.create(&path)?.into_dir())
+    });
+    Ok(Some(made.await?))
+}
+
 async fn make_namespaces(
     engine: &Engine,
     keeper: &Keeper,
     config: &PodConfig,
+    waiting: Option<BorrowedFd<'_>>,
 ) -> Result<Option<OwnedFd>, EngineError> {
     let network = config.namespaces.network == Share::Pod;
     let ipc = config.namespaces.ipc == Share::Pod;
@@ -222,6 +252,7 @@ async fn make_namespaces(
         (Role::Stage, engine.native.programs.stage()),
         (Role::Plan, plan.as_fd()),
     ];
+    fds.extend(waiting.map(|cgroup| (Role::Cgroup, cgroup)));
     fds.extend(users.iter().map(|users| (Role::Mount, users.as_fd())));
     let (roles, fds): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.into_iter().unzip();
     let launch = Request::Launch {
@@ -375,6 +406,7 @@ async fn write_files(
 pub async fn stop(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineError> {
     let id = pod.record.id;
     let ended = end_podinit(engine, id).await;
+    let waiting = end_waiting(engine, pod).await;
     let detached = match &pod.record.attachment {
         Some(attachment) => {
             let detached = engine.native.network.detach(attachment);
@@ -386,8 +418,30 @@ pub async fn stop(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineErro
     let socket = engine.native.socket_path(&id);
     let removed = blocking("StopPodSandbox", move || remove_file(&socket)).await;
     ended?;
+    waiting?;
     detached?;
     removed
+}
+
+/// Ends the pod's pid 1 where podinit has not, and removes its cgroup.
+async fn end_waiting(engine: &Arc<Engine>, pod: &Pod) -> Result<(), EngineError> {
+    if pod.config.namespaces.pid != PodPid::Pod {
+        return Ok(());
+    }
+    let place = engine.native.pod_cgroup(pod)?;
+    engine
+        .remove_waiting(waiting_place(&pod.record.id, &place)?)
+        .await
+}
+
+impl Engine {
+    async fn remove_waiting(self: &Arc<Self>, path: CgroupPath) -> Result<(), EngineError> {
+        let (root, deadline) = (self.native.cgroups.clone(), Instant::now() + self.kill_wait());
+        let removed = blocking("StopPodSandbox", move || -> Result<(), NativeError> {
+            Ok(root.end(&path, deadline)?)
+        });
+        removed.await
+    }
 }
 
 /// Asks podinit to end, and kills it where it does not. Its namespaces go with it.
@@ -421,16 +475,7 @@ async fn end_podinit(engine: &Arc<Engine>, id: PodId) -> Result<(), EngineError>
 /// As for [`stop`].
 pub async fn remove(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineError> {
     let record = &pod.record;
-    let place = match &record.cgroup {
-        Some(path) => path.parse().map_err(NativeError::CgroupPath)?,
-        // A record of a podd that noted the cgroup when it was there.
-        None => {
-            let place = engine
-                .native
-                .place(&record.id, pod.config.cgroup_parent.as_ref())?;
-            place.cgroup().clone()
-        }
-    };
+    let place = engine.native.pod_cgroup(pod)?;
     if let (Some(unit), Some(scope)) = (&record.scope, place.parent()) {
         return engine.remove_scope(unit, scope).await;
     }
@@ -444,7 +489,7 @@ pub async fn remove(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineEr
     .await
 }
 
-fn remove_file(path: &std::path::Path) -> Result<(), NativeError> {
+pub(super) fn remove_file(path: &std::path::Path) -> Result<(), NativeError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(NativeError::File {
             operation: "remove",

@@ -165,7 +165,7 @@ fn every_step() -> Vec<Step<'static>> {
             argv: vec![c"sh", c"-c"],
             env: vec![c"A=1"],
         },
-        Step::Hold,
+        Step::Hold { filter: b"filter.." },
     ]
 }
 
