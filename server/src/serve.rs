@@ -169,6 +169,9 @@ async fn live(config: Config, level: LogLevel) -> Result<(), ServeError> {
     if let Some(exporting) = exporting {
         exporting.finish(LAST_SPANS).await;
     }
+    if let Err(e) = engine.state.records().set_clean(engine.state.boot_id()) {
+        warn!("cannot note that podd ended in order: {e}");
+    }
     info!("stopped; pods keep running");
     Ok(())
 }

@@ -6,14 +6,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use podd_e2e::cri;
+use podd_e2e::images::{self, Dialect, Image, Layer, Packing};
+use podd_e2e::podd::{RUN_DIR, STATE_DIR};
 use podd_proto::v1 as pb;
+use serde_json::json;
 
-use crate::case::{Env, Pod, cases, contains, equal, log_lines};
+use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines};
 use crate::lifecycle::sleeper;
+use crate::users;
 
 cases!("recovery":
     killed_with_live_pods, exits_meanwhile, exits_outlive_podinit, log_goes_on, images_are_kept, created_container_starts_later,
-    orderly_stop_leaves_pods, removal_after_restart, killed_while_creating, old_ids_are_still_joined);
+    orderly_stop_leaves_pods, removal_after_restart, killed_while_creating, old_ids_are_still_joined,
+    podinit_without_a_record, podinit_that_hangs, damaged_layers_after_a_crash);
 
 /// Kills podd the hard way and starts it again.
 fn restart(env: &mut Env<'_>) -> Result<()> {
@@ -91,7 +96,7 @@ fn exits_outlive_podinit(env: &mut Env<'_>) -> Result<()> {
     std::thread::sleep(Duration::from_millis(600));
     kill_podinits()?;
     podd.start_again()?;
-    crate::case::eventually("both containers are over", 5, || {
+    eventually("both containers are over", 5, || {
         let states = [cri.container(&ended)?.state(), cri.container(&alive)?.state()];
         Ok(states == [pb::ContainerState::ContainerExited; 2])
     })?;
@@ -106,21 +111,32 @@ fn exits_outlive_podinit(env: &mut Env<'_>) -> Result<()> {
 
 /// Kills every podinit of the arena.
 fn kill_podinits() -> Result<()> {
-    for entry in std::fs::read_dir("/proc")? {
+    podinits("")?
+        .into_iter()
+        .try_for_each(|pid| signal(pid, Signal::SIGKILL))
+}
+
+pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
+}
+
+/// The podinits of the arena whose pod's id begins with this.
+pub(crate) fn podinits(pod: &str) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if comm.trim() == "podinit" {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?;
+        let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        if line
+            .strip_prefix("podinit\0")
+            .is_some_and(|id| id.starts_with(pod))
+        {
+            found.push(pid);
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 fn log_goes_on(env: &mut Env<'_>) -> Result<()> {
@@ -237,4 +253,127 @@ fn old_ids_are_still_joined(env: &mut Env<'_>) -> Result<()> {
         .context("a change was joined")?;
     contains("code", &format!("{:?}", error.code()), "AlreadyExists")?;
     pod.remove()
+}
+
+/// Waits until a process was killed and reaped.
+fn gone(process: u32) -> Result<()> {
+    eventually("the container is over", 5, || {
+        Ok(!fs::exists(format!("/proc/{process}"))?)
+    })
+}
+
+/// Records go, pods stay: what has no record is ended, with its processes and cgroups; the census sees the rest.
+fn podinit_without_a_record(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let mut processes = Vec::new();
+    let mut logs = Vec::new();
+    for shared in [false, true] {
+        for parent in ["", "/orphans/pod1"] {
+            let mut config = cri::pod_config("orphan");
+            let linux = config.linux.get_or_insert_default();
+            linux.cgroup_parent = parent.to_owned();
+            if shared {
+                linux.security_context.get_or_insert_default().namespace_options =
+                    Some(pb::NamespaceOption::default());
+            }
+            fs::create_dir_all(&config.log_directory)?;
+            let pod = cri.run_pod(&config)?;
+            let id = cri.create(&pod, &config, &cri::shell("c", "sleep 1000 & sleep 1000"))?;
+            cri.start(&id)?;
+            processes.push((pod, users::pid(env, &id)?));
+            logs.push(config.log_directory);
+        }
+    }
+    let podd = env.podd()?;
+    podd.end(Signal::SIGKILL)?;
+    for (pod, _) in &processes {
+        fs::remove_dir_all(format!("{STATE_DIR}/pods/{pod}"))?;
+    }
+    podd.start_again()?;
+    for (pod, process) in &processes {
+        equal("podinits", podinits(pod)?, Vec::new())?;
+        gone(*process)?;
+        ensure!(
+            !fs::exists(format!("{RUN_DIR}/pods/{pod}"))?,
+            "its socket is left"
+        );
+    }
+    equal("pods", lists(env)?.0.len(), 0)?;
+    fs::remove_dir("/sys/fs/cgroup/orphans/pod1")?;
+    fs::remove_dir("/sys/fs/cgroup/orphans")?;
+    logs.iter().try_for_each(fs::remove_dir_all)?;
+    // The new podd has nothing to connect; the first pod brings bridge and table back.
+    env.pod("first")?.remove()
+}
+
+/// A podinit that is stopped answers nobody: its pod is over, and nothing of it outlives the pod.
+fn podinit_that_hangs(env: &mut Env<'_>) -> Result<()> {
+    let (pod, id) = sleeper(env, "hangs")?;
+    let process = users::pid(env, &id)?;
+    for podinit in podinits(&pod.id)? {
+        signal(podinit, Signal::SIGSTOP)?;
+    }
+    restart(env)?;
+    eventually("the pod is over", 20, || {
+        Ok(pod.status()?.state() == pb::PodSandboxState::SandboxNotready)
+    })?;
+    equal("podinits", podinits(&pod.id)?, Vec::new())?;
+    gone(process)?;
+    pod.remove()
+}
+
+/// The power goes while files are written: damage is found, and a pull repairs it.
+fn damaged_layers_after_a_crash(env: &mut Env<'_>) -> Result<()> {
+    const NAME: &str = "docker.io/odd/torn:latest";
+    const CONTENT: &str = "what was pulled\n";
+    let layers = [
+        images::base_layer()?,
+        Layer::new(&[images::file("torn", CONTENT)], Packing::Gzip)?,
+    ];
+    env.registry().push(
+        "odd/torn",
+        &["latest"],
+        &Image::new(&layers, &json!({}), Dialect::Oci),
+    )?;
+    let cri = env.cri()?;
+    cri.pull(NAME)?;
+    let damage = || -> Result<usize> {
+        let mut count = 0;
+        for layer in fs::read_dir(format!("{STATE_DIR}/images/layers"))? {
+            let file = layer?.path().join("torn");
+            if file.exists() {
+                fs::write(file, "")?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    };
+    let podd = env.podd()?;
+    podd.end(Signal::SIGKILL)?;
+    equal("layers with the file", damage()?, 1)?;
+    // As a podd finds it that starts after the machine.
+    fs::write(format!("{STATE_DIR}/boot-id"), "another\n")?;
+    podd.start_again()?;
+    eventually("the damage is found", 20, || Ok(cri.image(NAME)?.is_none()))?;
+    ensure!(
+        cri.image(podd_e2e::podd::IMAGE)?.is_some(),
+        "an image that is whole was given up"
+    );
+    cri.pull(NAME)?;
+    let pod = env.pod("torn")?;
+    let mut config = cri::shell("c", "cat /torn");
+    config.image = Some(cri::spec(NAME));
+    equal("repaired", pod.output(&config)?.as_str(), CONTENT)?;
+    pod.remove()?;
+    cri.remove(NAME)?;
+    // For people; nothing of it is used again.
+    for entry in fs::read_dir(format!("{STATE_DIR}/images/quarantine"))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            fs::remove_dir_all(path)?
+        } else {
+            fs::remove_file(path)?
+        }
+    }
+    Ok(())
 }

@@ -19,6 +19,7 @@ pub mod metrics;
 mod named;
 pub mod native;
 mod native_error;
+mod orphans;
 pub mod place;
 mod plans;
 pub mod pod;
@@ -29,6 +30,7 @@ pub mod session;
 pub mod stats;
 pub mod systemd;
 pub mod undo;
+mod verify;
 mod writable;
 
 use std::sync::Arc;
@@ -188,6 +190,9 @@ impl Engine {
         blocking("opening the image store", move || images.sweep())
             .await
             .map_err(OpenError::Reconcile)?;
+        if found.crashed {
+            engine.verify_images();
+        }
         Ok((engine, found))
     }
 

@@ -52,6 +52,7 @@ impl Engine {
                 Err(_) => lost.push(pod.record.id),
             }
         }
+        self.sweep_podinits().await?;
         let live: Vec<Attachment> = snapshot
             .pods()
             .filter_map(|pod| pod.record.attachment.clone())

@@ -116,6 +116,8 @@ pub enum Leak {
     Link,
     /// A scope of systemd of no pod.
     Scope,
+    /// A podinit of no pod.
+    Podinit,
     /// A part of the image store.
     Image,
 }
@@ -129,6 +131,7 @@ impl Leak {
             Self::Unreadable => "unreadable_record",
             Self::Link => "link",
             Self::Scope => "scope",
+            Self::Podinit => "podinit",
             Self::Image => "image",
         }
     }

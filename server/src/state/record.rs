@@ -470,6 +470,32 @@ impl Records {
     pub fn set_boot(&self, boot_id: &str) -> Result<(), RecordError> {
         replace(&self.root, "boot-id", format!("{boot_id}\n").as_bytes())
     }
+
+    /// Notes that podd has ended in order, in this boot. Nothing is flushed: a mark that is lost says less than one
+    /// that is kept.
+    ///
+    /// # Errors
+    /// The file system refused.
+    pub fn set_clean(&self, boot_id: &str) -> Result<(), RecordError> {
+        replace(&self.root, "clean", format!("{boot_id}\n").as_bytes())
+    }
+
+    /// Whether podd's last end was in order, in this boot; takes the note away. That it is gone reaches the disk with
+    /// the flush before the next layer is committed, if not earlier, and before that a crash damages no layer.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read or removed.
+    pub fn take_clean(&self, boot_id: &str) -> Result<bool, RecordError> {
+        let path = self.root.join("clean");
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                fs::remove_file(&path).map_err(RecordError::io("remove", &path))?;
+                Ok(text.trim() == boot_id)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(RecordError::io("read", &path)(e)),
+        }
+    }
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), RecordError> {

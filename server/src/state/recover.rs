@@ -47,6 +47,8 @@ pub struct Quarantined {
 pub struct Recovered {
     /// The machine was started anew since the records were written.
     pub rebooted: bool,
+    /// And podd had not ended before the machine did, as after a power cut: files may be torn.
+    pub crashed: bool,
     /// Records of this boot that nobody can read.
     pub quarantined: Vec<Quarantined>,
     /// Records that describe nothing, now deleted: unreadable, half-made or left-over ones of an older boot, and
@@ -65,9 +67,11 @@ pub struct Recovered {
 pub fn recover(state: &State, decode: Decode, now: Nanos) -> Result<Recovered, RecordError> {
     let records = state.records();
     let last_boot = records.last_boot()?;
-    let rebooted = last_boot.is_some_and(|boot| boot != state.boot_id());
+    let rebooted = last_boot.as_deref().is_some_and(|boot| boot != state.boot_id());
+    let clean = records.take_clean(last_boot.as_deref().unwrap_or_default())?;
     let mut found = Recovered {
         rebooted,
+        crashed: rebooted && !clean,
         ..Recovered::default()
     };
     // What the last daemon could not finish deleting.
@@ -317,6 +321,28 @@ mod tests {
         let found = recover(&state, DECODE, 9).unwrap();
         assert_eq!((found.dropped, found.quarantined.len()), (2, 1));
         assert!(!blank.exists() && !torn.exists() && !odd.exists());
+    }
+
+    #[test]
+    fn a_machine_that_went_down_under_podd_has_crashed() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |boot: &str| State::open(dir.path(), boot.to_owned()).unwrap();
+        let start = |state: &State| {
+            let found = recover(state, DECODE, 1).unwrap();
+            (found.rebooted, found.crashed)
+        };
+        assert_eq!(start(&open("first")), (false, false));
+        // Killed in the same boot.
+        assert_eq!(start(&open("first")), (false, false));
+        assert_eq!(start(&open("second")), (true, true));
+        open("second").records().set_clean("second").unwrap();
+        let third = open("third");
+        assert_eq!(start(&third), (true, false));
+        // The note is used up.
+        assert_eq!(start(&open("fourth")), (true, true));
+        // One of an older boot says nothing.
+        third.records().set_clean("third").unwrap();
+        assert_eq!(start(&open("fifth")), (true, true));
     }
 
     #[test]
