@@ -358,7 +358,7 @@ fn escaping_layers(env: &mut Env<'_>) -> Result<()> {
         target.display()
     );
 
-    let dots = build::raw_name("../../../../../../tmp/escaped", b"x");
+    let dots = build::raw_name(&format!("{}tmp/escaped", "../".repeat(12)), b"x");
     let image = Image::new(&[Layer::of_tar(&dots, Packing::Gzip)?], &json!({}), Dialect::Oci);
     env.registry().push("bad/dots", &["latest"], &image)?;
     if cri.pull("docker.io/bad/dots:latest").is_ok() {

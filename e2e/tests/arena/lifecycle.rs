@@ -14,7 +14,6 @@ use tonic::Code;
 
 use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines, refused, skip};
 use crate::sandbox::now;
-use crate::users;
 
 cases!("lifecycle":
     states_and_times, exit_codes_and_reasons, created_container_does_not_run, command_that_is_not_there,
@@ -471,7 +470,8 @@ fn files_that_resist(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("resist")?);
     let id = pod.started(&cri::shell("c", "exec sleep 1000"))?;
     cri.sh(&id, "mkdir -p /d/e && touch /f /d/e/g")?;
-    let root = format!("/proc/{}/root", users::pid(env, &id)?);
+    // What an overlay keeps as an attribute of its own is a flag of the file where podd removes it.
+    let root = format!("{}/pods/{}/containers/{id}/upper", podd::STATE_DIR, pod.id);
     for (flag, path) in [("+i", "f"), ("+a", "d/e/g"), ("+i", "d/e"), ("+a", "d")] {
         let set = Command::new("chattr")
             .arg(flag)

@@ -13,6 +13,7 @@ pub(crate) mod crash;
 pub(crate) mod errors;
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod fields;
 pub(crate) mod hooks;
 pub(crate) mod images;
 pub(crate) mod isolation;
@@ -86,6 +87,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         lifecycle::CASES,
         logs::CASES,
         exec::CASES,
+        fields::CASES,
         streaming::CASES,
         churn::CASES,
         tls::CASES,
