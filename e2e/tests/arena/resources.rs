@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -157,8 +158,18 @@ fn create_honours_every_field(env: &mut Env<'_>) -> Result<()> {
             ("hugetlb.2MB.rsvd.max", "4194304"),
         ],
     )?;
+    // The container sees the same of itself.
+    let inside = cri.sh(&id, "cd /sys/fs/cgroup && cat cpu.max cpu.weight memory.max memory.swap.max pids.max cpuset.cpus hugetlb.2MB.max")?;
+    equal(
+        "inside",
+        inside.as_str(),
+        "20000 50000\n59\n67108864\n33554432\n77\n0\n4194304\n",
+    )?;
     let score = cri.sh(&id, "cat /proc/1/oom_score_adj")?;
     equal("oom_score_adj", score.trim(), "700")?;
+    let process = crate::users::pid(env, &id)?;
+    let score = fs::read_to_string(format!("/proc/{process}/oom_score_adj"))?;
+    equal("oom_score_adj from outside", score.trim(), "700")?;
     equal("status", reported(&cri, &id)?, asked)?;
     pod.remove()
 }
@@ -482,22 +493,32 @@ fn updates_at_once_lose_no_write(env: &mut Env<'_>) -> Result<()> {
             ..Default::default()
         },
     };
-    std::thread::scope(|scope| {
+    let mut times: Vec<Duration> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
             .map(|who| {
                 let (cri, id) = (cri.clone(), id.as_str());
-                scope.spawn(move || -> Result<()> {
-                    for round in 1..=ROUNDS {
+                scope.spawn(move || -> Result<Vec<Duration>> {
+                    let one = |round| {
+                        let begun = Instant::now();
                         update(&cri, id, change(who, round))
                             .with_context(|| format!("client {who}, round {round}"))?;
-                    }
-                    Ok(())
+                        Ok(begun.elapsed())
+                    };
+                    (1..=ROUNDS).map(one).collect()
                 })
             })
             .collect();
-        let mut ended = clients.into_iter().map(|client| client.join());
-        ended.try_for_each(|done| done.unwrap_or_else(|_| anyhow::bail!("a client panicked")))
+        let ended = clients.into_iter().map(|client| client.join());
+        let times = ended.map(|done| done.unwrap_or_else(|_| anyhow::bail!("a client panicked")));
+        Ok::<_, anyhow::Error>(times.collect::<Result<Vec<_>>>()?.concat())
     })?;
+    times.sort();
+    println!(
+        "{} updates of four clients, median {:.2?}, longest {:.2?}",
+        times.len(),
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
     let now = reported(&cri, &id)?;
     equal("shares", now.cpu_shares, 1250)?;
     equal("quota", now.cpu_quota, 10_250)?;

@@ -10,6 +10,7 @@ mod measure;
 mod peer;
 mod processes;
 mod target;
+mod update;
 
 use std::ffi::OsString;
 use std::fs;
@@ -84,6 +85,9 @@ pub struct Options {
     /// Execs in one container.
     #[arg(long, default_value_t = 50)]
     execs: usize,
+    /// Updates of the resources of one container; 0 leaves them out.
+    #[arg(long, default_value_t = 1000)]
+    updates: u32,
 }
 
 const BIG: &str = "docker.io/bench/big:8x";
@@ -224,6 +228,7 @@ fn ratios(podd: &Value, peer: &Value) -> Value {
         "exec_sync": better("/exec_sync/median", false),
         "per_pod_pss": better("/density/per_pod_pss_kib", false),
         "daemon_rss": better("/density/memory/daemon_rss", false),
+        "update": better("/update/ms/median", false),
         "list_container_stats": better("/list/stats_ms/median", false),
         "list_containers": better("/list/containers_ms/median", false),
         "pull_big": better("/pull_big_ms/median", false),

@@ -16,7 +16,7 @@ use crate::Options;
 use crate::target::Target;
 
 /// Named durations in milliseconds.
-type Times = BTreeMap<&'static str, f64>;
+pub type Times = BTreeMap<&'static str, f64>;
 
 /// Everything, in the order of the report.
 pub fn all(target: &Target, options: &Options, big: Option<&str>) -> Result<Value> {
@@ -46,6 +46,12 @@ pub fn all(target: &Target, options: &Options, big: Option<&str>) -> Result<Valu
     if options.list > 0 {
         out.insert("list".to_owned(), bench.lists_alone()?);
     }
+    if options.updates > 0 {
+        // A peer may refuse what it cannot write.
+        let measured = bench.updates();
+        let said = measured.unwrap_or_else(|e| json!(format!("cannot be measured here: {e:#}")));
+        out.insert("update".to_owned(), said);
+    }
     if options.logs > 0 {
         out.insert("logs".to_owned(), bench.logs()?);
     }
@@ -74,6 +80,13 @@ pub struct Up {
     ctr: String,
     logs: String,
     times: Times,
+}
+
+impl Up {
+    /// Id of the container.
+    pub fn ctr(&self) -> &str {
+        &self.ctr
+    }
 }
 
 /// What the kernel still holds of a pod after its removal was answered, in counts that are cheap to take.
@@ -151,7 +164,7 @@ impl Bench<'_> {
         config
     }
 
-    fn up(&self, name: &str) -> Result<Up> {
+    pub fn up(&self, name: &str) -> Result<Up> {
         let pod_config = self.pod_config(name);
         fs::create_dir_all(&pod_config.log_directory)?;
         let mut config = cri::command("c", &["sleep", "100000"]);
@@ -175,7 +188,7 @@ impl Bench<'_> {
         })
     }
 
-    fn down(&self, up: &Up) -> Result<Times> {
+    pub fn down(&self, up: &Up) -> Result<Times> {
         let mut times = Times::new();
         let id = || up.pod.clone();
         timed(&mut times, "stop", || self.cri.stop(&up.ctr, 0))?;
