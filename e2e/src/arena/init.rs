@@ -73,6 +73,9 @@ fn furnish(work: &Path) -> Result<()> {
     // What is loaded there is loaded for the whole kernel: only in a guest is that the arena's own business.
     if vm::inside() {
         mount_fs("securityfs", "/sys/kernel/security", "")?;
+        if Path::new("/sys/fs/selinux").is_dir() {
+            mount_fs("selinuxfs", "/sys/fs/selinux", "")?;
+        }
     }
     mount_fs("tmpfs", "/run", "mode=0755")?;
     mount_fs("tmpfs", "/tmp", "mode=1777")?;

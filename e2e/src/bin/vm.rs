@@ -1,4 +1,4 @@
-//! Runs a command in a virtual machine: `vm [--kernel 6.1|6.12] [--systemd] [--podd] [--] COMMAND [ARG…]`.
+//! Runs a command in a virtual machine: `vm [--kernel 6.1|6.12] [--systemd | --selinux] [--podd] [--] COMMAND [ARG…]`.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -17,8 +17,11 @@ struct Options {
     #[arg(long, default_value = "6.12")]
     kernel: Kernel,
     /// Boot systemd as process 1.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "selinux")]
     systemd: bool,
+    /// Boot with SELinux enforcing Debian's policy.
+    #[arg(long)]
+    selinux: bool,
     /// Start a registry and podd beside the command, in an arena inside.
     #[arg(long)]
     podd: bool,
@@ -47,6 +50,8 @@ fn run() -> Result<i32> {
     }
     let init = if options.systemd {
         Init::Systemd
+    } else if options.selinux {
+        Init::Selinux
     } else {
         Init::Small
     };

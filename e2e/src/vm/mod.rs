@@ -14,6 +14,7 @@ mod job;
 mod kernel;
 mod packages;
 mod qemu;
+mod selinux;
 mod systemd;
 
 use std::fmt;
@@ -76,6 +77,8 @@ pub enum Init {
     Small,
     /// systemd of this machine's release, with D-Bus and the journal and little else.
     Systemd,
+    /// The program `guest`, with SELinux in place of AppArmor, enforcing Debian's policy.
+    Selinux,
 }
 
 impl fmt::Display for Init {
@@ -83,6 +86,7 @@ impl fmt::Display for Init {
         f.write_str(match self {
             Self::Small => "small-init",
             Self::Systemd => "systemd",
+            Self::Selinux => "selinux",
         })
     }
 }
@@ -94,7 +98,8 @@ impl FromStr for Init {
         match text {
             "small-init" => Ok(Self::Small),
             "systemd" => Ok(Self::Systemd),
-            _ => bail!("no init {text:?}: small-init or systemd"),
+            "selinux" => Ok(Self::Selinux),
+            _ => bail!("no init {text:?}: small-init, systemd or selinux"),
         }
     }
 }
@@ -164,7 +169,7 @@ pub struct Machine {
     init: Init,
     kernel: kernel::KernelFiles,
     qemu: qemu::Qemu,
-    /// What is laid over the root: systemd for that flavour.
+    /// What is laid over the root: systemd or a policy, for those flavours.
     layer: Option<PathBuf>,
     guest: PathBuf,
 }
@@ -185,6 +190,7 @@ impl Machine {
             layer: match init {
                 Init::Small => None,
                 Init::Systemd => Some(systemd::prepare(&cache)?),
+                Init::Selinux => Some(selinux::prepare(&cache)?),
             },
             guest,
         })

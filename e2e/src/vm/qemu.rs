@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
-use super::Order;
 use super::initramfs;
 use super::job::Job;
 use super::kernel::KernelFiles;
 use super::packages::{Apt, Cache, Installed, run};
+use super::{Init, Order};
 
 /// The suite that QEMU is taken from: 10.0 of Debian 13 starts programs twice as fast as 7.2 of Debian 12.
 const SUITE: &str = "trixie";
@@ -134,7 +134,7 @@ impl Qemu {
         if !disk.exists() {
             make_disk(&disk)?;
         }
-        let mut command = self.command(&kernel.image, &initrd);
+        let mut command = self.command(&kernel.image, &initrd, job.init);
         files(&mut command, &disk, work.path());
         directory(&mut command, "root", Path::new("/"));
         if let Some(layer) = &job.layer {
@@ -149,7 +149,7 @@ impl Qemu {
     }
 
     /// QEMU with everything that is the same for every guest.
-    fn command(&self, kernel: &Path, initrd: &Path) -> Command {
+    fn command(&self, kernel: &Path, initrd: &Path, init: Init) -> Command {
         let libraries = self.tree.join(LIBRARIES);
         let share = self.tree.join("usr/share");
         // setpriv: QEMU is killed when the thread that started it ends, however that ends.
@@ -173,7 +173,11 @@ impl Qemu {
             .arg(kernel)
             .arg("-initrd")
             .arg(initrd)
-            .args(["-append", KERNEL_ARGUMENTS]);
+            .arg("-append")
+            .arg(match init {
+                Init::Selinux => format!("{KERNEL_ARGUMENTS} {}", super::selinux::KERNEL_ARGUMENTS),
+                Init::Small | Init::Systemd => KERNEL_ARGUMENTS.to_owned(),
+            });
         command
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use nix::sys::reboot::{RebootMode, reboot};
 
 use super::job::{JOB, JOB_KEPT, Job};
-use super::{Init, systemd};
+use super::{Init, selinux, systemd};
 
 /// The guest's disk: ext4, for what cannot lie on an overlay.
 pub const DISK: &str = "/run/disk";
@@ -41,6 +41,11 @@ fn begin() -> Result<()> {
     match job.init {
         Init::Small => {
             root::furnish()?;
+            serve::run()
+        }
+        Init::Selinux => {
+            root::furnish()?;
+            selinux::load()?;
             serve::run()
         }
         Init::Systemd => systemd::hand_over(&job),
