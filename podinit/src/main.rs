@@ -21,6 +21,7 @@ mod launch;
 mod nest;
 mod output;
 mod pump;
+mod relabel;
 mod taps;
 mod task;
 mod users;
@@ -37,7 +38,10 @@ const BAD_START: u32 = 64;
 
 fn main(args: Args) -> u32 {
     let made = match args.get(0) {
-        Some(name) if name == c"podd-nest" => args.get(1).map_or(Err(sys::Errno::INVAL), nest::make),
+        Some(name) if name == c"podd-nest" => match (args.get(1), args.get(2)) {
+            (Some(store), Some(context)) => nest::make(store, context),
+            _ => Err(sys::Errno::INVAL),
+        },
         Some(name) if name == c"podd-volumes" => volumes::serve(),
         Some(name) if name == c"podd-users" => users::make(),
         Some(_) => keep(),

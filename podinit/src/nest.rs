@@ -15,8 +15,9 @@ use sys::clone::{flag, setns, unshare};
 use sys::mount::{Change, set_attributes};
 use sys::privilege::set_umask;
 
-/// Builds the template and sends its mount namespace to podd.
-pub fn make(store: &CStr) -> Result<()> {
+/// Builds the template and sends its mount namespace to podd. An SELinux context that is not empty is that of the null
+/// device, which containers use.
+pub fn make(store: &CStr, context: &CStr) -> Result<()> {
     let podd = sys::rt::inherited(3)?;
     unshare(flag::NEWNS)?;
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
@@ -24,7 +25,7 @@ pub fn make(store: &CStr) -> Result<()> {
     let proc = clone_tree(c"/proc")?;
 
     set_umask(0);
-    let root = tmpfs(c"64k", c"0755")?;
+    let root = tmpfs(c"64k", c"0755", context)?;
     for directory in [c"store", c"proc", c"rootfs", c"shm"] {
         mkdirat(&root, directory, Mode::from_raw_mode(0o755))?;
     }
@@ -65,7 +66,7 @@ fn own_namespace() -> Result<OwnedFd> {
 pub fn enter(template: OwnedFd) -> Result<()> {
     setns(&template, flag::NEWNS)?;
     unshare(flag::NEWNS)?;
-    let shm = tmpfs(c"64m", c"1777")?;
+    let shm = tmpfs(c"64m", c"1777", c"")?;
     set_attributes(
         &shm,
         c"",
@@ -77,12 +78,15 @@ pub fn enter(template: OwnedFd) -> Result<()> {
     attach(shm.as_fd(), CWD, c"/shm")
 }
 
-fn tmpfs(size: &CStr, mode: &CStr) -> Result<OwnedFd> {
-    let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&context, c"size", size)?;
-    fsconfig_set_string(&context, c"mode", mode)?;
-    fsconfig_create(&context)?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+fn tmpfs(size: &CStr, mode: &CStr, context: &CStr) -> Result<OwnedFd> {
+    let made = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&made, c"size", size)?;
+    fsconfig_set_string(&made, c"mode", mode)?;
+    if !context.is_empty() {
+        fsconfig_set_string(&made, c"context", context)?;
+    }
+    fsconfig_create(&made)?;
+    fsmount(&made, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
 fn clone_tree(path: &CStr) -> Result<OwnedFd> {

@@ -40,6 +40,8 @@ pub struct Config {
     pub network: Network,
     /// The Container Device Interface.
     pub cdi: Cdi,
+    /// Labels of containers on a node with SELinux.
+    pub selinux: Selinux,
     /// The local image store.
     pub images: Images,
     /// Registries and their mirrors.
@@ -63,6 +65,7 @@ impl Default for Config {
             cgroup: Cgroup::default(),
             network: Network::default(),
             cdi: Cdi::default(),
+            selinux: Selinux::default(),
             images: Images::default(),
             registries: Registries::default(),
             timeouts: Timeouts::default(),
@@ -224,6 +227,25 @@ impl Default for Cdi {
     fn default() -> Self {
         Self {
             spec_dirs: vec![PathBuf::from("/etc/cdi"), PathBuf::from("/var/run/cdi")],
+        }
+    }
+}
+
+/// Labels of containers on a node with SELinux; without it nothing of this counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Selinux {
+    /// Whether containers are labelled.
+    pub enabled: bool,
+    /// Levels of pods that name none are pairs of the categories below this one.
+    pub categories: u16,
+}
+
+impl Default for Selinux {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            categories: 1024,
         }
     }
 }
@@ -446,6 +468,9 @@ impl Config {
                 "must be 0 or 1280 to 65535, the least that IPv6 allows".to_owned(),
             ));
         }
+        if !(2..=1024).contains(&self.selinux.categories) {
+            return Some(("selinux.categories", "must be 2 to 1024".to_owned()));
+        }
         for (host, mirror) in &self.registries.mirrors {
             let bad = mirror
                 .endpoints
@@ -568,6 +593,7 @@ mod tests {
                 "[cdi]\nspec_dirs = [\"cdi\"]",
                 "cdi.spec_dirs: cdi is not an absolute path",
             ),
+            ("[selinux]\ncategories = 1", "selinux.categories"),
             ("[cgroup]\ndriver = \"sysd\"", ":2: unknown variant `sysd`"),
             ("[cgroup]\ndefault_parent = \"podd\"", "cgroup.default_parent"),
         ] {

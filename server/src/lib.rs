@@ -12,6 +12,7 @@ pub mod engine;
 mod http;
 pub mod model;
 pub mod observe;
+pub mod selinux;
 pub mod serve;
 pub mod spec;
 pub mod state;

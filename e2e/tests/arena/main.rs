@@ -31,6 +31,7 @@ pub(crate) mod runtime;
 pub(crate) mod sandbox;
 pub(crate) mod scale;
 pub(crate) mod security;
+pub(crate) mod selinux;
 pub(crate) mod stats;
 pub(crate) mod streaming;
 pub(crate) mod tls;
@@ -94,6 +95,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         tool::CASES,
         tool_sessions::CASES,
         security::CASES,
+        selinux::CASES,
         mounts::CASES,
         attacks::CASES,
         cdi::CASES,

@@ -6,7 +6,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 
 use super::namespaces::Layout;
-use super::process::{self, Variant};
+use super::process::{self, Attribute, Variant};
 use super::text::{borrow, path, text, texts};
 use super::users::{Made, Users};
 use super::{CompileError, ContainerInputs, RootLayers, hooks, mounts};
@@ -44,15 +44,23 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     let users = Users::of(spec, &layout)?;
     let mut made = Made::behind(inputs.volumes.len() + usize::from(hooks::needs_host_tree(spec)));
     let mut plan = PlanBuf::new();
+    let context = mounts::context(spec)?;
 
     process::oom_score(&mut plan, process)?;
     process::apparmor(&mut plan, process)?;
+    process::selinux(&mut plan, process, Attribute::Keys)?;
+    if let Some(shared) = &inputs.shm_context {
+        plan.push(&Step::Relabel {
+            path: c"/shm",
+            context: &text("SELinux context", shared.as_str())?,
+        });
+    }
     if let Some(users) = &users {
         users.before(&mut plan, process);
     }
     layout.joins().for_each(|step| plan.push(&step));
     let prepared = match &users {
-        Some(users) => Some(users.prepare(&mut plan, spec, inputs, &mut made)?),
+        Some(users) => Some(users.prepare(&mut plan, spec, inputs, &mut made, &context)?),
         None => None,
     };
     plan.push(&Step::Clone {
@@ -75,11 +83,11 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     match prepared {
         Some(slot) => plan.push(&Step::RootSlot(slot)),
         None => {
-            images(&mut plan, inputs, false, &mut made)?;
-            root(&mut plan, &inputs.root)?;
+            images(&mut plan, inputs, false, &mut made, &context)?;
+            root(&mut plan, &inputs.root, &context)?;
         }
     }
-    mounts::push(&mut plan, spec, inputs, &made, |plan| {
+    mounts::push(&mut plan, spec, inputs, &made, &context, |plan| {
         if users.is_none() {
             nodes(spec)?
                 .iter()
@@ -90,11 +98,13 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
         }
         Ok(())
     })?;
-    protect(&mut plan, spec)?;
+    protect(&mut plan, spec, &context)?;
     if process.terminal() == Some(true) {
         plan.push(&Step::Console);
     }
     hooks::before_root(&mut plan, spec, inputs, users.is_some())?;
+    // Not before: a hook's program is the host's, and would begin in the container's domain.
+    process::selinux(&mut plan, process, Attribute::Exec)?;
     plan.push(&Step::PivotRoot);
     let read_only_root = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true);
     let args = process.args().as_deref().unwrap_or_default();
@@ -119,7 +129,6 @@ fn refuse_unknown(spec: &Spec) -> Result<(), CompileError> {
     let mut lost: Vec<(bool, &str)> = Vec::new();
     if let Some(process) = spec.process() {
         lost.extend([
-            (process.selinux_label().is_some(), "SELinux label"),
             (process.io_priority().is_some(), "I/O priority"),
             (process.scheduler().is_some(), "scheduler"),
             (process.exec_cpu_affinity().is_some(), "exec CPU affinity"),
@@ -132,7 +141,6 @@ fn refuse_unknown(spec: &Spec) -> Result<(), CompileError> {
                 linux.sysctl().as_ref().is_some_and(|all| !all.is_empty()),
                 "sysctl of a container, not a pod",
             ),
-            (linux.mount_label().is_some(), "SELinux mount label"),
             (linux.personality().is_some(), "personality"),
             (linux.time_offsets().is_some(), "time offsets"),
             (linux.intel_rdt().is_some(), "Intel RDT"),
@@ -149,17 +157,20 @@ fn refuse_unknown(spec: &Spec) -> Result<(), CompileError> {
     }
 }
 
-fn root(plan: &mut PlanBuf, root: &RootLayers) -> Result<(), CompileError> {
+fn root(plan: &mut PlanBuf, root: &RootLayers, context: &CStr) -> Result<(), CompileError> {
     if root.lowers.is_empty() {
         return Err(CompileError::Missing("layer"));
     }
     let lowers = texts("layer", &root.lowers)?;
-    plan.push(&Step::RootOverlay {
-        lowers: borrow(&lowers),
+    plan.push(&Step::RootOverlay(Layers {
         base: path("layer directory", Path::new(&root.base))?.as_c_str(),
-        upper: path("upper directory", Path::new(&root.upper))?.as_c_str(),
-        work: path("work directory", Path::new(&root.work))?.as_c_str(),
-    });
+        lowers: borrow(&lowers),
+        writable: Some((
+            path("upper directory", Path::new(&root.upper))?.as_c_str(),
+            path("work directory", Path::new(&root.work))?.as_c_str(),
+        )),
+        context,
+    }));
     Ok(())
 }
 
@@ -169,12 +180,14 @@ pub(super) fn images(
     inputs: &ContainerInputs,
     idmap: bool,
     made: &mut Made,
+    context: &CStr,
 ) -> Result<(), CompileError> {
     for (destination, image) in &inputs.images {
         let stack = Stack {
             lowers: &image.lowers,
             writable: false,
             sub_path: &image.sub_path,
+            context,
         };
         let slot = made.slot_at(destination);
         stack.push(plan, slot, &inputs.root, idmap)?;
@@ -188,6 +201,8 @@ pub(super) struct Stack<'a> {
     /// Changes go to the container's upper directory.
     pub writable: bool,
     pub sub_path: &'a str,
+    /// SELinux context of all of it, or empty.
+    pub context: &'a CStr,
 }
 
 impl Stack<'_> {
@@ -211,6 +226,7 @@ impl Stack<'_> {
                 base: &base,
                 lowers: borrow(&lowers),
                 writable: self.writable.then_some((&upper, &work)),
+                context: self.context,
             },
             idmap,
             sub_path: &text("sub path", self.sub_path)?,
@@ -295,7 +311,7 @@ pub(super) fn nodes(spec: &Spec) -> Result<Vec<Node>, CompileError> {
     usual.chain(asked.iter().map(|device| Node::of(device))).collect()
 }
 
-fn protect(plan: &mut PlanBuf, spec: &Spec) -> Result<(), CompileError> {
+fn protect(plan: &mut PlanBuf, spec: &Spec, context: &CStr) -> Result<(), CompileError> {
     let Some(linux) = spec.linux() else { return Ok(()) };
     let paths = |what, list: &Option<Vec<String>>| -> Result<Vec<CString>, CompileError> {
         list.iter()
@@ -304,7 +320,10 @@ fn protect(plan: &mut PlanBuf, spec: &Spec) -> Result<(), CompileError> {
             .collect()
     };
     for hidden in paths("masked path", linux.masked_paths())? {
-        plan.push(&Step::Mask(&hidden));
+        plan.push(&Step::Mask {
+            path: &hidden,
+            context,
+        });
     }
     for fixed in paths("read-only path", linux.readonly_paths())? {
         plan.push(&Step::ReadOnly(&fixed));

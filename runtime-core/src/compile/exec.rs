@@ -1,7 +1,7 @@
 //! The plan of a further process in a running container.
 
 use super::namespaces::{Layout, slot};
-use super::process::{self, Variant};
+use super::process::{self, Attribute, Variant};
 use super::users::Users;
 use super::{CompileError, ExecInputs};
 use crate::plan::{PlanBuf, Step};
@@ -19,6 +19,8 @@ pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
     let process = process::of(spec)?;
     process::oom_score(&mut plan, process)?;
     process::apparmor(&mut plan, process)?;
+    process::selinux(&mut plan, process, Attribute::Keys)?;
+    process::selinux(&mut plan, process, Attribute::Exec)?;
     let layout = Layout::of(spec)?;
     let users = Users::of(spec, &layout)?;
     if let Some(users) = &users {

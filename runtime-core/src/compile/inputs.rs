@@ -102,6 +102,8 @@ pub struct ContainerInputs {
     pub images: BTreeMap<PathBuf, ImageMount>,
     /// What the volumes are, in the order of [`super::volumes`]; volume n is in slot 12 + n.
     pub volumes: Vec<FileKind>,
+    /// SELinux context that the pod's /dev/shm has to get for this container.
+    pub shm_context: Option<String>,
     /// What hooks need, where the spec has any. The host's tree for those of `createContainer` is in the slot behind
     /// the volumes ([`super::needs_host_tree`]).
     pub hooks: Option<HookInputs>,
@@ -138,4 +140,6 @@ pub struct PodInputs {
     pub user: Option<(u32, u32)>,
     /// Path below /proc/sys and value, written in order.
     pub sysctls: Vec<(String, String)>,
+    /// SELinux context of the pod's /dev/shm.
+    pub context: Option<String>,
 }

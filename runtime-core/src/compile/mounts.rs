@@ -1,7 +1,7 @@
 //! Mounts of a spec: what is made, what comes from the nest, what the caller has to open.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 
 use linux_raw_sys::general as sys;
@@ -70,11 +70,12 @@ pub(super) fn push(
     spec: &Spec,
     inputs: &ContainerInputs,
     made: &Made,
+    context: &CStr,
     mut fill_dev: impl FnMut(&mut PlanBuf) -> Result<(), CompileError>,
 ) -> Result<(), CompileError> {
     let mut used = 0;
     for mount in spec.mounts().iter().flatten() {
-        let options = Options::parse(mount)?;
+        let options = Options::parse(mount)?.labelled(mount, context);
         let (destination, target) = (
             mount.destination(),
             path("mount destination", mount.destination())?,
@@ -161,6 +162,7 @@ fn new(plan: &mut PlanBuf, mount: &Mount, options: &Options, target: &CString) -
         let source = text("mount source", source.as_os_str().as_encoded_bytes())?;
         data.insert(0, (c"source".to_owned(), source));
     }
+    let context = take_context(&typ, &mut data);
     plan.push(&Step::MountNew {
         fstype: &typ,
         target,
@@ -169,8 +171,26 @@ fn new(plan: &mut PlanBuf, mount: &Mount, options: &Options, target: &CString) -
             .map(|(key, value)| (key.as_c_str(), value.as_c_str()))
             .collect(),
         attrs: options.attrs,
+        context: &context,
     });
     Ok(())
+}
+
+/// The SELinux context of a spec's mounts; empty where it has none.
+pub(super) fn context(spec: &Spec) -> Result<CString, CompileError> {
+    let label = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.mount_label().as_ref());
+    text("SELinux context", label.map_or("", String::as_str))
+}
+
+/// The context that is given to the root of a file system after it was mounted. The kernel itself has mounted that of an
+/// ipc namespace before, and takes no other context than it had then: none.
+pub(super) fn take_context(typ: &CStr, data: &mut Vec<(CString, CString)>) -> CString {
+    let is_context = |(key, _): &(CString, CString)| key.as_c_str() == c"context";
+    let at = data.iter().position(is_context).filter(|_| typ == c"mqueue");
+    at.map(|at| data.remove(at).1).unwrap_or_default()
 }
 
 /// The type of a file system that a plan can make.
@@ -205,6 +225,16 @@ const NODIRATIME: Attr = sys::MOUNT_ATTR_NODIRATIME as Attr;
 const NOSYMFOLLOW: Attr = sys::MOUNT_ATTR_NOSYMFOLLOW as Attr;
 
 impl Options {
+    /// The same with the container's SELinux context, for file systems whose files the kernel labels by where they are
+    /// mounted. Those of procfs and sysfs belong to the node, and a spec may say something else.
+    pub fn labelled(mut self, mount: &Mount, context: &CStr) -> Self {
+        let own = !self.bind && matches!(mount.typ().as_deref(), Some("tmpfs" | "devpts"));
+        if own && !context.is_empty() && self.data.iter().all(|(key, _)| key.as_c_str() != c"context") {
+            self.data.push((c"context".to_owned(), context.to_owned()));
+        }
+        self
+    }
+
     pub fn parse(mount: &Mount) -> Result<Self, CompileError> {
         let bind = mount.typ().as_deref() == Some("bind");
         let mut parsed = Self {

@@ -17,6 +17,12 @@ const HOSTNAME_MAX: usize = 64;
 /// The inputs cannot become a plan.
 pub fn pod(inputs: &PodInputs) -> Result<Vec<u8>, CompileError> {
     let mut plan = PlanBuf::new();
+    if let Some(context) = &inputs.context {
+        plan.push(&Step::Relabel {
+            path: c"/shm",
+            context: &text("SELinux context", context.as_str())?,
+        });
+    }
     if let Some((uid, gid)) = inputs.user {
         // Made by podinit before anyone knew whose it would be; a tmpfs can be given other ids from 6.3 only.
         plan.push(&Step::Chown {

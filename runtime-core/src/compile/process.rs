@@ -118,6 +118,35 @@ pub(super) fn apparmor(plan: &mut PlanBuf, process: &Process) -> Result<(), Comp
     Ok(())
 }
 
+/// What an SELinux context is written to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attribute {
+    /// Keyrings made from now on.
+    Keys,
+    /// The program to come.
+    Exec,
+}
+
+/// Appends the SELinux context of the program to come, or of the session keyring that it finds; both are forgotten by
+/// the kernel in `execve`. As for AppArmor the file is that of the nest.
+pub(super) fn selinux(
+    plan: &mut PlanBuf,
+    process: &Process,
+    attribute: Attribute,
+) -> Result<(), CompileError> {
+    let label = process.selinux_label().as_deref();
+    if let Some(label) = label.filter(|label| !label.is_empty()) {
+        plan.push(&Step::Selinux {
+            file: match attribute {
+                Attribute::Keys => c"/proc/thread-self/attr/keycreate",
+                Attribute::Exec => c"/proc/thread-self/attr/exec",
+            },
+            context: &text("SELinux context", label)?,
+        });
+    }
+    Ok(())
+}
+
 /// Appends the resource limits. Only the initial user namespace may raise hard ones.
 pub(super) fn rlimits(plan: &mut PlanBuf, process: &Process) {
     for limit in process.rlimits().iter().flatten() {

@@ -86,7 +86,19 @@ pub(super) fn inputs() -> ContainerInputs {
         nest: BTreeMap::from([(PathBuf::from("/dev/shm"), shm)]),
         images: BTreeMap::new(),
         volumes: vec![FileKind::Directory, FileKind::File],
+        shm_context: None,
         hooks: None,
+        process: ProcessInputs {
+            into_cgroup: true,
+            ..ProcessInputs::default()
+        },
+    }
+}
+
+fn exec_inputs() -> ExecInputs {
+    ExecInputs {
+        args: vec!["true".into()],
+        terminal: false,
         process: ProcessInputs {
             into_cgroup: true,
             ..ProcessInputs::default()
@@ -122,9 +134,9 @@ Join { slot: 8, namespaces: 67108864 }
 Clone { namespaces: 537001984, into_cgroup: true }
 Unshare(33554432)
 NewSession
-RootOverlay { lowers: ["bb", "aa"], base: "/store/layers", upper: "/store/c/1/upper", work: "/store/c/1/work" }
-MountNew { fstype: "proc", target: "/proc", options: [("source", "proc")], attrs: 14 }
-MountNew { fstype: "tmpfs", target: "/dev", options: [("source", "tmpfs"), ("mode", "755"), ("size", "65536k")], attrs: 34 }
+RootOverlay(Layers { base: "/store/layers", lowers: ["bb", "aa"], writable: Some(("/store/c/1/upper", "/store/c/1/work")), context: "" })
+MountNew { fstype: "proc", target: "/proc", options: [("source", "proc")], attrs: 14, context: "" }
+MountNew { fstype: "tmpfs", target: "/dev", options: [("source", "tmpfs"), ("mode", "755"), ("size", "65536k")], attrs: 34, context: "" }
 Mknod(Device { path: "/dev/null", mode: 8630, major: 1, minor: 3, uid: 0, gid: 0 })
 Mknod(Device { path: "/dev/zero", mode: 8630, major: 1, minor: 5, uid: 0, gid: 0 })
 Mknod(Device { path: "/dev/full", mode: 8630, major: 1, minor: 7, uid: 0, gid: 0 })
@@ -137,11 +149,11 @@ Symlink { path: "/dev/stdout", target: "/proc/self/fd/1" }
 Symlink { path: "/dev/stderr", target: "/proc/self/fd/2" }
 Symlink { path: "/dev/ptmx", target: "pts/ptmx" }
 Symlink { path: "/dev/core", target: "/proc/kcore" }
-MountNew { fstype: "devpts", target: "/dev/pts", options: [("source", "devpts"), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], attrs: 10 }
+MountNew { fstype: "devpts", target: "/dev/pts", options: [("source", "devpts"), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], attrs: 10, context: "" }
 MountNest { source: "/shm", target: "/dev/shm", kind: Directory, attrs: 14 }
 MountSlot { slot: 12, target: "/data", kind: Directory, attrs: 1, recursive: false, propagation: 524288 }
 MountSlot { slot: 13, target: "/data/file", kind: File, attrs: 5, recursive: true, propagation: 262144 }
-Mask("/proc/kcore")
+Mask { path: "/proc/kcore", context: "" }
 ReadOnly("/proc/sys")
 PivotRoot
 Rlimit { resource: 7, soft: 1024, hard: 524288 }
@@ -260,6 +272,40 @@ fn confinement_comes_in_the_order_that_works() {
 }
 
 #[test]
+fn contexts_are_those_of_the_process_and_of_its_mounts() {
+    let (process, mount) = ("u:r:p:s0:c1,c2", "u:r:f:s0:c1,c2");
+    let mut spec = spec_with("/process/selinuxLabel", json!(process));
+    spec.linux_mut()
+        .as_mut()
+        .unwrap()
+        .set_mount_label(Some(mount.into()));
+    let shared = ContainerInputs {
+        shm_context: Some("u:r:f:s0".into()),
+        ..inputs()
+    };
+    let steps = print(&container(&spec, &shared).unwrap());
+    let of = |file: &str| {
+        format!("Selinux {{ file: \"/proc/thread-self/attr/{file}\", context: \"{process}\" }}\n")
+    };
+    assert!(steps.contains(&of("keycreate")));
+    assert!(steps.contains(&format!("{}PivotRoot\n", of("exec"))), "{steps}");
+    assert!(steps.contains(r#"Relabel { path: "/shm", context: "u:r:f:s0" }"#));
+    // The root, /dev, /dev/pts and what hides a directory; nothing of the node's.
+    let labelled: Vec<&str> = steps.lines().filter(|line| line.contains(mount)).collect();
+    let kinds = ["RootOverlay", "MountNew", "MountNew", "Mask"];
+    assert_eq!(labelled.len(), kinds.len(), "{steps}");
+    assert!(
+        labelled
+            .iter()
+            .zip(kinds)
+            .all(|(line, kind)| line.starts_with(kind))
+    );
+    let exec = print(&exec(&spec, &exec_inputs()).unwrap());
+    assert!(exec.starts_with(&["OomScoreAdj(900)\n", &of("keycreate"), &of("exec"), "Join"].concat()));
+    assert!(!exec.contains(mount));
+}
+
+#[test]
 fn volumes_are_told_in_slot_order() {
     let spec = spec();
     let found = volumes(&spec, &inputs().nest).unwrap();
@@ -288,14 +334,7 @@ fn an_exec_joins_the_container_and_waits_for_nobody() {
         .as_mut()
         .unwrap()
         .set_no_new_privileges(Some(false));
-    let inputs = ExecInputs {
-        args: vec!["true".into()],
-        terminal: false,
-        process: ProcessInputs {
-            into_cgroup: true,
-            ..ProcessInputs::default()
-        },
-    };
+    let inputs = exec_inputs();
     let expected = r#"OomScoreAdj(900)
 Join { slot: 11, namespaces: 1812070400 }
 Clone { namespaces: 0, into_cgroup: true }
@@ -329,8 +368,10 @@ fn a_pod_plan_makes_what_is_asked_and_holds_it() {
             ("net/ipv4/ip_forward".into(), "1".into()),
             ("kernel/shmmax".into(), "1".into()),
         ],
+        context: Some("u:r:f:s0".into()),
     };
-    let expected = r#"Unshare(1275068416)
+    let expected = r#"Relabel { path: "/shm", context: "u:r:f:s0" }
+Unshare(1275068416)
 Hostname("web-0")
 Sysctl { key: "net/ipv4/ip_forward", value: "1" }
 Sysctl { key: "kernel/shmmax", value: "1" }
@@ -400,9 +441,9 @@ fn what_a_plan_cannot_do_is_refused_with_its_name() {
             "oom_score_adj -1001 is out of range",
         ),
         (
-            "/process/selinuxLabel",
-            json!("x"),
-            "part of the spec \"SELinux label\" is not supported",
+            "/process/ioPriority",
+            json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 }),
+            "part of the spec \"I/O priority\" is not supported",
         ),
     ]);
     let mut inputs = inputs();
@@ -508,7 +549,7 @@ fn a_user_namespace_is_joined_when_all_is_made_that_it_may_not_make() {
         "MapIds(12)",
         "Join { slot: 9, namespaces: 268435456 }",
         r#"(\"uid\", \"70000\")"#.replace('\\', "").as_str(),
-        r#"MakeLayers { slot: 17, layers: Layers { base: "/store/layers", lowers: ["cc"], writable: None }, idmap: true, sub_path: "etc" }"#,
+        r#"MakeLayers { slot: 17, layers: Layers { base: "/store/layers", lowers: ["cc"], writable: None, context: "" }, idmap: true, sub_path: "etc" }"#,
         r#"MountLayers { slot: 17, target: "/image", attrs: 1 }"#,
         "RootSlot(18)",
     ] {

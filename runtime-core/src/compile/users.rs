@@ -5,6 +5,7 @@
 //! inside, as are files of the nest, which only the host's root can reach.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 
 use linux_raw_sys::general as sys;
@@ -102,12 +103,13 @@ impl Users {
         spec: &Spec,
         inputs: &ContainerInputs,
         made: &mut Made,
+        context: &CStr,
     ) -> Result<Slot, CompileError> {
         // What is attached on the way stays out of podinit's mounts.
         plan.push(&Step::Unshare(Namespaces::from(sys::CLONE_NEWNS)));
         let mut volume = slot::FIRST_MOUNT;
         for mount in spec.mounts().iter().flatten() {
-            let options = Options::parse(mount)?;
+            let options = Options::parse(mount)?.labelled(mount, context);
             let destination = mount.destination();
             if inputs.images.contains_key(destination) {
                 continue;
@@ -124,16 +126,21 @@ impl Users {
                     plan.push(&Step::MapIds(volume));
                 }
                 volume = volume.saturating_add(1);
-            } else if mount.typ().as_deref() == Some("sysfs") || destination == Path::new("/dev") {
+            } else if destination == Path::new("/dev")
+                || mount.typ().as_deref() == Some("sysfs")
+                // Its root is the host's: the pod's may not label it.
+                || (mount.typ().as_deref() == Some("mqueue") && !context.is_empty())
+            {
                 let slot = made.slot_at(destination);
                 self.file_system(plan, spec, mount, &options, slot)?;
             }
         }
-        container::images(plan, inputs, true, made)?;
+        container::images(plan, inputs, true, made, context)?;
         let root = Stack {
             lowers: &inputs.root.lowers,
             writable: true,
             sub_path: "",
+            context,
         };
         let slot = made.slot();
         root.push(plan, slot, &inputs.root, true)?;
@@ -144,7 +151,7 @@ impl Users {
         Ok(slot)
     }
 
-    /// sysfs, which shows the network namespace that was joined, or /dev with its nodes.
+    /// sysfs, which shows the network namespace that was joined, /dev with its nodes, or the queues of the ipc namespace.
     fn file_system(
         self,
         plan: &mut PlanBuf,
@@ -161,6 +168,7 @@ impl Users {
                 data.push((key.to_owned(), super::text::text("id", id.to_string())?));
             }
         }
+        let context = super::mounts::take_context(&fstype, &mut data);
         let nodes = if dev { container::nodes(spec)? } else { Vec::new() };
         let nodes = nodes.iter().map(Node::below_dev).collect::<Result<Vec<_>, _>>()?;
         plan.push(&Step::MakeNew {
@@ -171,6 +179,7 @@ impl Users {
                 .map(|(key, value)| (key.as_c_str(), value.as_c_str()))
                 .collect(),
             attrs: options.attrs,
+            context: &context,
             nodes,
         });
         Ok(())

@@ -164,6 +164,15 @@ impl Writer<'_> {
             .u32(d.gid);
     }
 
+    fn layers(&mut self, layers: &Layers<'_>) -> &mut Self {
+        self.text(layers.base).texts(&layers.lowers).text(layers.context);
+        self.u32(layers.writable.is_some().into());
+        if let Some((upper, work)) = layers.writable {
+            self.text(upper).text(work);
+        }
+        self
+    }
+
     fn hook(&mut self, hook: &Hook<'_>) {
         self.text(hook.name)
             .text(hook.path)
@@ -187,19 +196,16 @@ impl Writer<'_> {
             Step::NewSession => 5,
             Step::Hostname(name) => (self.text(name), 6).1,
             Step::Sysctl { key, value } => (self.text(key).text(value), 7).1,
-            Step::RootOverlay {
-                lowers,
-                base,
-                upper,
-                work,
-            } => (self.texts(lowers).text(base).text(upper).text(work), 8).1,
+            Step::RootOverlay(layers) => (self.layers(layers), 8).1,
             Step::MountNew {
                 fstype,
                 target,
                 options,
                 attrs,
+                context,
             } => {
                 self.text(fstype).text(target).u64(*attrs).pairs(options);
+                self.text(context);
                 9
             }
             Step::MountNest {
@@ -227,7 +233,7 @@ impl Writer<'_> {
             Step::Mknod(device) => (self.device(device), 12).1,
             Step::Symlink { path, target } => (self.text(path).text(target), 13).1,
             Step::Console => 14,
-            Step::Mask(path) => (self.text(path), 15).1,
+            Step::Mask { path, context } => (self.text(path).text(context), 15).1,
             Step::ReadOnly(path) => (self.text(path), 16).1,
             Step::PivotRoot => 17,
             Step::RootReadOnly => 18,
@@ -277,9 +283,11 @@ impl Writer<'_> {
                 fstype,
                 options,
                 attrs,
+                context,
                 nodes,
             } => {
                 self.u32(*slot).text(fstype).pairs(options).u64(*attrs);
+                self.text(context);
                 self.u32(u32::try_from(nodes.len()).unwrap_or(u32::MAX));
                 nodes.iter().for_each(|node| self.device(node));
                 31
@@ -290,11 +298,7 @@ impl Writer<'_> {
                 idmap,
                 sub_path,
             } => {
-                self.u32(*slot).text(layers.base).texts(&layers.lowers);
-                self.u32(layers.writable.is_some().into());
-                if let Some((upper, work)) = layers.writable {
-                    self.text(upper).text(work);
-                }
+                self.u32(*slot).layers(layers);
                 self.u32((*idmap).into()).text(sub_path);
                 32
             }
@@ -305,6 +309,8 @@ impl Writer<'_> {
             Step::Chown { path, uid, gid } => (self.text(path).u32(*uid).u32(*gid), 37).1,
             Step::HostTree { slot, root } => (self.u32(*slot).text(root), 39).1,
             Step::Hook(hook) => (self.hook(hook), 40).1,
+            Step::Relabel { path, context } => (self.text(path).text(context), 41).1,
+            Step::Selinux { file, context } => (self.text(file).text(context), 42).1,
             // `step` has written every other one.
             _ => 38,
         }
@@ -406,14 +412,21 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn layers(&mut self) -> Result<Layers<'a>, DecodeError> {
+        Ok(Layers {
+            base: self.text()?,
+            lowers: self.list(Self::text)?,
+            context: self.text()?,
+            writable: match self.bool()? {
+                true => Some((self.text()?, self.text()?)),
+                false => None,
+            },
+        })
+    }
+
     fn mount(&mut self, opcode: u16) -> Result<Step<'a>, DecodeError> {
         Ok(match opcode {
-            8 => Step::RootOverlay {
-                lowers: self.list(Self::text)?,
-                base: self.text()?,
-                upper: self.text()?,
-                work: self.text()?,
-            },
+            8 => Step::RootOverlay(self.layers()?),
             9 => {
                 let (fstype, target, attrs) = (self.text()?, self.text()?, self.u64()?);
                 let options = self.list(|r| Ok((r.text()?, r.text()?)))?;
@@ -422,6 +435,7 @@ impl<'a> Reader<'a> {
                     target,
                     options,
                     attrs,
+                    context: self.text()?,
                 }
             }
             10 => Step::MountNest {
@@ -466,7 +480,10 @@ impl<'a> Reader<'a> {
                 target: self.text()?,
             },
             14 => Step::Console,
-            15 => Step::Mask(self.text()?),
+            15 => Step::Mask {
+                path: self.text()?,
+                context: self.text()?,
+            },
             16 => Step::ReadOnly(self.text()?),
             17 => Step::PivotRoot,
             18 => Step::RootReadOnly,
@@ -528,18 +545,12 @@ impl<'a> Reader<'a> {
                 fstype: self.text()?,
                 options: self.list(|r| Ok((r.text()?, r.text()?)))?,
                 attrs: self.u64()?,
+                context: self.text()?,
                 nodes: self.list(Self::device)?,
             },
             32 => Step::MakeLayers {
                 slot: self.u32()?,
-                layers: Layers {
-                    base: self.text()?,
-                    lowers: self.list(Self::text)?,
-                    writable: match self.bool()? {
-                        true => Some((self.text()?, self.text()?)),
-                        false => None,
-                    },
-                },
+                layers: self.layers()?,
                 idmap: self.bool()?,
                 sub_path: self.text()?,
             },
@@ -565,6 +576,14 @@ impl<'a> Reader<'a> {
                 root: self.text()?,
             },
             40 => Step::Hook(self.hook()?),
+            41 => Step::Relabel {
+                path: self.text()?,
+                context: self.text()?,
+            },
+            42 => Step::Selinux {
+                file: self.text()?,
+                context: self.text()?,
+            },
             other => return Err(DecodeError::Unknown(other)),
         })
     }

@@ -106,6 +106,8 @@ pub struct Layers<'a> {
     pub lowers: Vec<&'a CStr>,
     /// Upper and work directory in the nest; without them the stack is read-only.
     pub writable: Option<(&'a CStr, &'a CStr)>,
+    /// SELinux context of everything in the stack; empty leaves files the labels that they have.
+    pub context: &'a CStr,
 }
 
 /// Which tree is / to a hook.
@@ -173,16 +175,7 @@ pub enum Step<'a> {
         value: &'a CStr,
     },
     /// Mount an overlay at the nest's /rootfs and make it the root for all later steps.
-    RootOverlay {
-        /// Layer directories from top to bottom, relative to the nest's `base`.
-        lowers: Vec<&'a CStr>,
-        /// Directory of the nest that relative layer names start from, such as `/store/layers`.
-        base: &'a CStr,
-        /// Upper directory in the nest.
-        upper: &'a CStr,
-        /// Work directory in the nest, on the same file system as `upper`.
-        work: &'a CStr,
-    },
+    RootOverlay(Layers<'a>),
     /// Attach a new file system of its own (proc, sysfs, tmpfs, devpts, mqueue, cgroup2).
     MountNew {
         /// File system type.
@@ -193,6 +186,8 @@ pub enum Step<'a> {
         options: Vec<(&'a CStr, &'a CStr)>,
         /// Mount attributes.
         attrs: Attr,
+        /// SELinux context for its root directory, where it cannot be mounted with one; or empty.
+        context: &'a CStr,
     },
     /// Attach a clone of a path of the nest (pod files below /store/pods, the pod's /shm).
     MountNest {
@@ -237,6 +232,8 @@ pub enum Step<'a> {
         options: Vec<(&'a CStr, &'a CStr)>,
         /// Mount attributes.
         attrs: Attr,
+        /// SELinux context for its root directory, where it cannot be mounted with one; or empty.
+        context: &'a CStr,
         /// Nodes to make; their paths start at the new file system's root.
         nodes: Vec<Device<'a>>,
     },
@@ -280,6 +277,13 @@ pub enum Step<'a> {
         /// Group id on the host.
         gid: u32,
     },
+    /// Give a path of the nest an SELinux context.
+    Relabel {
+        /// Path in the nest.
+        path: &'a CStr,
+        /// What it gets.
+        context: &'a CStr,
+    },
     /// Become user and group 0 of the user namespace that was joined, without supplementary groups.
     RootOfNamespace,
     /// mknod(2) in the container's root.
@@ -294,7 +298,12 @@ pub enum Step<'a> {
     /// Open a terminal in the container's /dev/pts, report its master, make its slave stdio and /dev/console.
     Console,
     /// Hide a path if it exists: a file below the null device, a directory below an empty read-only tmpfs.
-    Mask(&'a CStr),
+    Mask {
+        /// Where.
+        path: &'a CStr,
+        /// SELinux context of that tmpfs; empty means what the policy says.
+        context: &'a CStr,
+    },
     /// Make a path read-only if it exists.
     ReadOnly(&'a CStr),
     /// Attach the host's tree, the detached mount of a slot, and move the container's root to a directory of it, where
@@ -340,6 +349,13 @@ pub enum Step<'a> {
     },
     /// Write the AppArmor label for the next `execve` and read it back.
     AppArmor(&'a CStr),
+    /// Write an SELinux attribute of this process, which holds until the next `execve`, and read it back.
+    Selinux {
+        /// Its file in the nest's procfs.
+        file: &'a CStr,
+        /// The context.
+        context: &'a CStr,
+    },
     /// Find the program in the container: the name as given or through PATH of `Exec`; reported before the gate.
     FindProgram {
         /// argv[0] as given.

@@ -45,11 +45,18 @@ pub struct Programs {
 
 impl Programs {
     /// Seals the programs and makes the nest over `store`, podd's state directory. Where memory files may not be
-    /// executed (vm.memfd_noexec=2), `run_dir` gets files that only root can write instead.
+    /// executed (vm.memfd_noexec=2), `run_dir` gets files that only root can write instead. `context` is the SELinux
+    /// context of what the nest has for containers, empty on a node without SELinux.
     ///
     /// # Errors
     /// The kernel refuses; podd cannot work then.
-    pub fn prepare(podinit: &[u8], stage: &[u8], store: &Path, run_dir: &Path) -> Result<Self, SealError> {
+    pub fn prepare(
+        podinit: &[u8],
+        stage: &[u8],
+        store: &Path,
+        run_dir: &Path,
+        context: &str,
+    ) -> Result<Self, SealError> {
         let podinit = program("podinit", podinit, run_dir)?;
         let stage = program("stage", stage, run_dir)?;
         let failed = |source: io::Error| SealError::Nest {
@@ -64,7 +71,8 @@ impl Programs {
             .into();
         let path =
             CString::new(store.as_os_str().as_bytes()).map_err(|_| SealError::Path(store.to_owned()))?;
-        let nest = make_nest(&podinit, &null, &path).map_err(failed)?;
+        let context = CString::new(context).map_err(|e| failed(e.into()))?;
+        let nest = make_nest(&podinit, &null, &path, &context).map_err(failed)?;
         Ok(Self {
             podinit,
             stage,
@@ -126,8 +134,9 @@ fn root_only_file(path: &Path, content: &[u8]) -> io::Result<OwnedFd> {
     Ok(std::fs::File::open(path)?.into())
 }
 
-fn make_nest(podinit: &OwnedFd, null: &OwnedFd, store: &CString) -> io::Result<OwnedFd> {
-    let helper = Helper::start(podinit.as_fd(), null.as_fd(), &[c"podd-nest", store], &[])?;
+fn make_nest(podinit: &OwnedFd, null: &OwnedFd, store: &CString, context: &CString) -> io::Result<OwnedFd> {
+    let argv = [c"podd-nest", store, context];
+    let helper = Helper::start(podinit.as_fd(), null.as_fd(), &argv, &[])?;
     let (mut word, mut fds) = ([0u8; 16], Vec::new());
     let received = sys::fdpass::receive(&helper.socket, &mut word, &mut fds);
     let options = rustix::process::WaitIdOptions::EXITED;

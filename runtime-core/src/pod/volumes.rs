@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use podinit::volume::{CREATE, MAX_REQUEST, RECURSIVE, REPLY};
+use podinit::volume::{CREATE, FORBIDDEN, MAX_REQUEST, RECURSIVE, RELABEL, REPLY};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
@@ -48,6 +48,17 @@ pub enum VolumeError {
         /// A slave mount would do.
         slave: bool,
     },
+    /// It cannot be given the SELinux context of the container.
+    #[error("cannot give the volume {} its SELinux context", path.display())]
+    Relabel {
+        /// Path on the host.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// It is a directory of the node that no container's label may have.
+    #[error("{} is a directory of the node: its SELinux labels are not changed (selinux_relabel)", .0.display())]
+    OfNode(PathBuf),
     /// The helper process could not be started or died.
     #[error("cannot run the process that opens volumes")]
     Helper(#[source] io::Error),
@@ -60,6 +71,15 @@ pub enum Missing {
     Create,
     /// It is an error.
     Refuse,
+}
+
+/// A change of labels that comes before a volume is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relabel<'a> {
+    /// The SELinux context that everything in the volume gets.
+    pub context: &'a str,
+    /// How long that may take.
+    pub deadline: Duration,
 }
 
 /// An opened volume: a detached mount, attached by whoever gets it.
@@ -89,11 +109,18 @@ impl Volumes {
         Ok(Self { helper, deadline })
     }
 
-    /// Opens one volume. Slave and shared propagation need a mount that is itself shared.
+    /// Opens one volume, relabelled where that is asked for. Slave and shared propagation need a mount that is itself
+    /// shared.
     ///
     /// # Errors
-    /// The path cannot be opened or hangs, after which nothing else can be opened here, or its mount is private.
-    pub fn open(&self, volume: &Volume<'_>, missing: Missing) -> Result<OpenVolume, VolumeError> {
+    /// The path cannot be opened or relabelled or hangs, after which nothing else can be opened here, or its mount is
+    /// private.
+    pub fn open(
+        &self,
+        volume: &Volume<'_>,
+        missing: Missing,
+        relabel: Option<Relabel<'_>>,
+    ) -> Result<OpenVolume, VolumeError> {
         let (path, recursive, propagation) = (volume.source, volume.recursive, volume.propagation);
         let refused = |source: io::Error| VolumeError::Open {
             path: path.to_owned(),
@@ -102,16 +129,20 @@ impl Volumes {
         let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|error| refused(error.into()))?;
         let create = if missing == Missing::Create { CREATE } else { 0 };
         let flags = create | if recursive { RECURSIVE } else { 0 };
-        let request = [&flags.to_le_bytes(), c_path.as_bytes_with_nul()].concat();
+        let context = CString::new(relabel.map_or("", |relabel| relabel.context));
+        let context = context.map_err(|error| refused(error.into()))?;
+        let texts = [c_path.as_bytes_with_nul(), context.as_bytes_with_nul()];
+        let request = [&flags.to_le_bytes(), texts[0], texts[1]].concat();
         if request.len() > MAX_REQUEST {
             return Err(refused(io::ErrorKind::InvalidFilename.into()));
         }
         let failed = |errno: sys::Errno| VolumeError::Helper(errno.into());
         sys::fdpass::send(&self.helper.socket, &request, &[]).map_err(failed)?;
-        if !self.readable().map_err(VolumeError::Helper)? {
+        let deadline = relabel.map_or(self.deadline, |relabel| self.deadline.max(relabel.deadline));
+        if !self.readable(deadline).map_err(VolumeError::Helper)? {
             return Err(VolumeError::Hangs {
                 path: path.to_owned(),
-                deadline: self.deadline,
+                deadline,
             });
         }
         let (mut reply, mut fds) = ([0u8; REPLY], Vec::new());
@@ -128,14 +159,22 @@ impl Volumes {
                 Ok(OpenVolume { mount, kind })
             }
             (REPLY, errno, _) if errno != 0 => {
-                Err(refused(io::Error::from_raw_os_error(errno.cast_signed())))
+                let source = io::Error::from_raw_os_error(errno.cast_signed());
+                Err(match word(4) {
+                    RELABEL => VolumeError::Relabel {
+                        path: path.to_owned(),
+                        source,
+                    },
+                    FORBIDDEN => VolumeError::OfNode(path.to_owned()),
+                    _ => refused(source),
+                })
             }
             _ => Err(VolumeError::Helper(io::ErrorKind::UnexpectedEof.into())),
         }
     }
 
-    fn readable(&self) -> io::Result<bool> {
-        let end = Instant::now() + self.deadline;
+    fn readable(&self, deadline: Duration) -> io::Result<bool> {
+        let end = Instant::now() + deadline;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left).map_err(io::Error::other)?;

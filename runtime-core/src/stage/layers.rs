@@ -123,6 +123,9 @@ fn overlay_by_fd(layers: &Layers<'_>) -> rustix::io::Result<()> {
     for lower in &layers.lowers {
         fsconfig_set_string(&context, c"lowerdir+", *lower)?;
     }
+    if !layers.context.is_empty() {
+        fsconfig_set_string(&context, c"context", layers.context)?;
+    }
     if let Some((upper, work)) = layers.writable {
         fsconfig_set_string(&context, c"upperdir", upper)?;
         fsconfig_set_string(&context, c"workdir", work)?;
@@ -152,6 +155,10 @@ fn overlay_by_string(layers: &Layers<'_>) -> rustix::io::Result<()> {
             data.extend_from_slice(key);
             data.extend_from_slice(path.to_bytes());
         }
+    }
+    if !layers.context.is_empty() {
+        // In quotes: a level has commas.
+        data.extend_from_slice(&[b",context=\"", layers.context.to_bytes(), b"\""].concat());
     }
     data.push(0);
     let data = CStr::from_bytes_with_nul(&data).map_err(|_| Errno::INVAL)?;

@@ -146,13 +146,8 @@ impl Stage {
             Step::NewSession => process::session(),
             Step::Hostname(name) => rustix::system::sethostname(name.to_bytes()).about(name.to_bytes()),
             Step::Sysctl { key, value } => process::sysctl(key, value),
-            Step::RootOverlay {
-                lowers,
-                base,
-                upper,
-                work,
-            } => {
-                self.root = root::overlay(lowers, base, upper, work)?;
+            Step::RootOverlay(layers) => {
+                self.root = root::overlay(layers)?;
                 self.owns_root = true;
                 Ok(())
             }
@@ -161,7 +156,17 @@ impl Stage {
                 target,
                 options,
                 attrs,
-            } => mounts::mount_new(&self.root, fstype, target, options, *attrs),
+                context,
+            } => {
+                let mount = mounts::make(fstype, options, *attrs, context)?;
+                mounts::mount_slot(
+                    &self.root,
+                    &mount,
+                    target,
+                    FileKind::Directory,
+                    &Default::default(),
+                )
+            }
             Step::MountNest {
                 source,
                 target,
@@ -194,7 +199,7 @@ impl Stage {
             Step::Mknod(device) => mounts::mknod(&self.root, device),
             Step::Symlink { path, target } => mounts::symlink(&self.root, path, target),
             Step::Console => self.console(),
-            Step::Mask(path) => mounts::mask(&self.root, path),
+            Step::Mask { path, context } => mounts::mask(&self.root, path, context),
             Step::ReadOnly(path) => mounts::read_only(&self.root, path),
             Step::HostTree { slot, root } => hook::host_tree(&self.take_mount(*slot)?, &self.root, root),
             Step::Hook(hook) => self.hook(hook),
@@ -219,9 +224,10 @@ impl Stage {
                 fstype,
                 options,
                 attrs,
+                context,
                 nodes,
             } => {
-                let mount = mounts::new_mount(fstype, options, *attrs).about(fstype.to_bytes())?;
+                let mount = mounts::make(fstype, options, *attrs, context)?;
                 let within = Root::At(mount);
                 nodes.iter().try_for_each(|node| mounts::mknod(&within, node))?;
                 self.put_mount(*slot, within.into_fd()?)
@@ -279,6 +285,7 @@ impl Stage {
                 Ok(())
             }
             Step::AppArmor(label) => process::apparmor(label),
+            Step::Selinux { file, context } => process::selinux(file, context),
             Step::FindProgram { name, path } => {
                 self.program = Some(process::find_program(name, path)?);
                 Ok(())
@@ -296,6 +303,7 @@ impl Stage {
             Step::Hold { filter } => self.hold(filter),
             Step::OwnStdio { uid, gid } => process::own_pipes(*uid, *gid),
             Step::Chown { path, uid, gid } => process::chown(path, *uid, *gid),
+            Step::Relabel { path, context } => process::relabel(path, context),
             Step::RootOfNamespace => process::become_root(),
             _ => Err(Fault {
                 errno: Errno::NOSYS,

@@ -3,8 +3,9 @@
 use super::root::Root;
 use super::{About, Outcome};
 use crate::plan::{Attr, Device, FileKind, attr};
+use alloc::ffi::CString;
 use core::ffi::CStr;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawMode, makedev, mknodat, statat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -16,23 +17,23 @@ use sys::mount::{Change, set_attributes};
 /// The nest's null device, which masked files show.
 const NULL: &CStr = c"/null";
 
-pub(crate) fn mount_new(
-    root: &Root,
+/// Makes a file system, and labels its root where there is a context.
+pub(crate) fn make(
     fstype: &CStr,
-    target: &CStr,
     options: &[(&CStr, &CStr)],
     attrs: Attr,
-) -> Outcome {
+    context: &CStr,
+) -> Outcome<OwnedFd> {
     let mount = new_mount(fstype, options, attrs).about(fstype.to_bytes())?;
-    let point = root.mount_point(target, FileKind::Directory)?;
-    attach(mount.as_fd(), point.as_fd()).about(target.to_bytes())
+    if !context.is_empty() {
+        // The descriptor is good for no more than a path, which the nest's procfs makes of it.
+        let path = alloc::format!("/proc/self/fd/{}", mount.as_raw_fd());
+        super::process::relabel(&CString::new(path).unwrap_or_default(), context)?;
+    }
+    Ok(mount)
 }
 
-pub(crate) fn new_mount(
-    fstype: &CStr,
-    options: &[(&CStr, &CStr)],
-    attrs: Attr,
-) -> rustix::io::Result<OwnedFd> {
+fn new_mount(fstype: &CStr, options: &[(&CStr, &CStr)], attrs: Attr) -> rustix::io::Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         if value.is_empty() {
@@ -134,15 +135,16 @@ fn existing(root: &Root, path: &CStr) -> Outcome<Option<OwnedFd>> {
     }
 }
 
-pub(crate) fn mask(root: &Root, path: &CStr) -> Outcome {
+pub(crate) fn mask(root: &Root, path: &CStr, context: &CStr) -> Outcome {
     let Some(point) = existing(root, path)? else {
         return Ok(());
     };
     let stat = statat(&point, c"", AtFlags::EMPTY_PATH).about(path.to_bytes())?;
     let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        let options = [(c"size", c"0"), (c"context", context)];
         new_mount(
             c"tmpfs",
-            &[(c"size", c"0")],
+            &options[..options.len() - usize::from(context.is_empty())],
             attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC,
         )
     } else {

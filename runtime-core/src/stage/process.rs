@@ -71,22 +71,40 @@ pub(crate) fn apparmor(label: &CStr) -> Outcome {
         c"/proc/thread-self/attr/apparmor/exec",
         c"/proc/thread-self/attr/exec",
     ] {
-        match write_file(path, &command) {
-            Err(fault) if fault.errno == Errno::NOENT && !exists(path) => continue,
-            Err(fault) => return Err(fault.errno).about(label.to_bytes()),
-            Ok(()) => {}
+        match set_label(path, &command, label) {
+            Err(fault) if fault.errno == Errno::NOENT && !exists(path) => {}
+            done => return done,
         }
-        let mut shown = [0u8; 1024];
-        let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let length = rustix::io::read(&file.about(path.to_bytes())?, &mut shown).about(path.to_bytes())?;
-        // The name, and behind it the mode in parentheses.
-        let rest = shown[..length].strip_prefix(label.to_bytes());
-        return match rest {
-            Some(rest) if rest.is_empty() || rest.starts_with(b" (") || rest.starts_with(b"\n") => Ok(()),
-            _ => Err(Errno::PERM).about(label.to_bytes()),
-        };
     }
     Err(Errno::NOENT).about(label.to_bytes())
+}
+
+/// Sets an SELinux attribute, `exec` or `keycreate`, and reads it back.
+pub(crate) fn selinux(file: &CStr, context: &CStr) -> Outcome {
+    set_label(file, context.to_bytes(), context)
+}
+
+/// Writes `command` to a file of this process's labels, which then has to show `label`.
+fn set_label(path: &CStr, command: &[u8], label: &CStr) -> Outcome {
+    let labelled = |errno| Fault {
+        errno,
+        subject: label.to_bytes().to_vec(),
+    };
+    write_file(path, command).map_err(|fault| labelled(fault.errno))?;
+    let mut shown = [0u8; 1024];
+    let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let length = rustix::io::read(&file.about(path.to_bytes())?, &mut shown).about(path.to_bytes())?;
+    // Behind it AppArmor has the mode in parentheses, SELinux a zero byte.
+    match shown[..length].strip_prefix(label.to_bytes()) {
+        Some([] | [b'\n' | 0, ..] | [b' ', b'(', ..]) => Ok(()),
+        _ => Err(labelled(Errno::PERM)),
+    }
+}
+
+/// Gives a path of the nest an SELinux context.
+pub(crate) fn relabel(path: &CStr, context: &CStr) -> Outcome {
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(path, c"security.selinux", context.to_bytes(), flags).about(path.to_bytes())
 }
 
 fn exists(path: &CStr) -> bool {

@@ -23,14 +23,9 @@ pub(crate) enum Root {
 }
 
 /// Mounts the layers at the nest's /rootfs.
-pub(crate) fn overlay(lowers: &[&CStr], base: &CStr, upper: &CStr, work: &CStr) -> Outcome<Root> {
-    let layers = Layers {
-        base,
-        lowers: lowers.to_vec(),
-        writable: Some((upper, work)),
-    };
-    rustix::process::chdir(base).about(base.to_bytes())?;
-    super::layers::overlay(&layers)?;
+pub(crate) fn overlay(layers: &Layers<'_>) -> Outcome<Root> {
+    rustix::process::chdir(layers.base).about(layers.base.to_bytes())?;
+    super::layers::overlay(layers)?;
     rustix::process::chdir(c"/").about("/")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, MOUNT_POINT, flags, Mode::empty())

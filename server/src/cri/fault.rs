@@ -13,6 +13,7 @@ use crate::engine::EngineError;
 use crate::engine::error::sentence;
 use crate::engine::native::Kind;
 use crate::model::{Invalid, Refused};
+use crate::selinux::SelinuxError;
 use crate::state::feed::Lost;
 use crate::state::store::LookupError;
 use crate::streaming::TokenError;
@@ -96,6 +97,7 @@ fn engine(e: &EngineError) -> Code {
         EngineError::Spec(_) | EngineError::Device(_) | EngineError::Seccomp(_) => Code::InvalidArgument,
         EngineError::Cdi(e) => cdi(e),
         EngineError::NoAppArmorProfile(_) => Code::FailedPrecondition,
+        EngineError::Selinux(e) => selinux(e),
         EngineError::UnknownHandler(_) | EngineError::PodCidr(_) | EngineError::NotInPod(_) => {
             Code::InvalidArgument
         }
@@ -115,6 +117,15 @@ fn engine(e: &EngineError) -> Code {
         },
         EngineError::Unwound { source, .. } => engine(source),
         EngineError::Record(_) | EngineError::MakeId(_) | EngineError::Panicked(_) => Code::Internal,
+    }
+}
+
+fn selinux(e: &SelinuxError) -> Code {
+    match e {
+        SelinuxError::Unknown(_) | SelinuxError::TooLong(_) => Code::InvalidArgument,
+        SelinuxError::NoContainers(_) => Code::FailedPrecondition,
+        SelinuxError::NoLevel(_) => Code::ResourceExhausted,
+        SelinuxError::Io { .. } => Code::Internal,
     }
 }
 

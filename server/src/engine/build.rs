@@ -13,22 +13,27 @@ use oci_spec::runtime::{LinuxSeccomp, Spec};
 use podd_images::Image;
 use runtime_core::cgroup::{DeviceProgram, DeviceRules, Limits};
 use runtime_core::compile::{
-    self, ContainerInputs, ExecInputs, Identity, ProcessInputs, RootLayers, Volume, Who,
+    self, ContainerInputs, ExecInputs, Identity, ImageMount, ProcessInputs, RootLayers, Volume, Who,
 };
 use runtime_core::plan::{FileKind, GroupsPolicy, mount_flag};
-use runtime_core::pod::{Missing, Volumes};
+use runtime_core::pod::{Missing, Relabel, Volumes};
 use runtime_core::seccomp::{self, Filter};
 
+use super::labels::label_files;
 use super::log::open_log;
 use super::native::NativeError;
 use super::{Engine, EngineError, hooks, plans};
 use crate::cdi::Edits;
 use crate::model::{ContainerId, IdMaps, Seccomp};
+use crate::selinux::Labels;
 use crate::spec::{self, ImageDefaults, Inputs, PodFiles, devices};
 use crate::state::store::{Container, Pod};
 
 /// Where the nest shows podd's state directory.
 const STORE: &str = "/store";
+
+/// A directory of a container that stays empty.
+const EMPTY: &str = "empty";
 
 /// How long a volume may take to answer.
 const VOLUME_DEADLINE: Duration = Duration::from_secs(30);
@@ -60,7 +65,8 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
     let id = container.record.id;
     let directory = engine.state.records().container_dir(&pod.record.id, &id);
     make_directories(&directory, pod.config.namespaces.user)?;
-    let built = decide(engine, pod, container, image)?;
+    let labels = engine.labels(pod, &container.config)?;
+    let built = decide(engine, pod, container, image, labels.as_ref())?;
     let nest_dir = in_nest(engine, &directory);
     let root = RootLayers {
         base: in_nest(engine, engine.images.layers_dir()),
@@ -68,7 +74,11 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         upper: format!("{nest_dir}/upper"),
         work: format!("{nest_dir}/work"),
     };
-    let (volumes, mut kinds) = open_volumes(engine, container, &built)?;
+    let apart = labels.as_ref().filter(|labels| labels.apart);
+    if let Some(labels) = apart {
+        label_files(&engine.state.records().pod_dir(&pod.record.id), &labels.shared)?;
+    }
+    let (volumes, mut kinds) = open_volumes(engine, container, &built, labels.as_ref())?;
     // The host's tree is no volume of the plan.
     kinds.truncate(volumes.len() - usize::from(compile::needs_host_tree(&built.spec)));
     let process = ProcessInputs {
@@ -81,8 +91,9 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
     let inputs = ContainerInputs {
         root,
         nest: built.nest.clone(),
-        images: built.images.clone(),
+        images: labelled_images(&built, &directory, &nest_dir)?,
         volumes: kinds,
+        shm_context: apart.map(|labels| labels.shared.clone()),
         hooks: hooks::inputs(engine, container, &directory)?,
         process,
     };
@@ -124,6 +135,7 @@ fn decide(
     pod: &Pod,
     container: &Container,
     image: &Image,
+    labels: Option<&Labels>,
 ) -> Result<spec::Built, EngineError> {
     let pod_dir = engine.state.records().pod_dir(&pod.record.id);
     let execution = &image.config.config;
@@ -150,6 +162,7 @@ fn decide(
         },
         devices: &devices,
         cdi: container.record.cdi.as_deref().unwrap_or(&no_edits),
+        labels,
         seccomp: profile.as_ref(),
         images: &image_layers(container),
         cgroup: cgroup.as_str(),
@@ -166,6 +179,27 @@ fn image_layers(container: &Container) -> BTreeMap<String, Vec<String>> {
             (volume.path.clone(), lowers)
         })
         .collect()
+}
+
+/// The image volumes of a container. One that is to have a context is an overlay, and that takes two layers: where the
+/// image has one there is an empty one below.
+fn labelled_images(
+    built: &spec::Built,
+    directory: &Path,
+    nest_dir: &str,
+) -> Result<BTreeMap<PathBuf, ImageMount>, NativeError> {
+    let mut images = built.images.clone();
+    let linux = built.spec.linux().as_ref();
+    let labelled = linux.is_some_and(|linux| linux.mount_label().is_some());
+    let single = images
+        .values_mut()
+        .filter(|image| labelled && image.lowers.len() == 1);
+    let mut single = single.peekable();
+    if single.peek().is_some() {
+        make_directory(&directory.join(EMPTY), 0o755, None)?;
+    }
+    single.for_each(|image| image.lowers.push(format!("{nest_dir}/{EMPTY}")));
+    Ok(images)
 }
 
 /// Reads the seccomp profile that a request names by its path on the node.
@@ -209,6 +243,7 @@ fn open_volumes(
     engine: &Engine,
     container: &Container,
     built: &spec::Built,
+    labels: Option<&Labels>,
 ) -> Result<(Vec<OwnedFd>, Vec<FileKind>), EngineError> {
     let wanted = compile::volumes(&built.spec, &built.nest).map_err(NativeError::from)?;
     let host_tree = compile::needs_host_tree(&built.spec);
@@ -230,7 +265,15 @@ fn open_volumes(
             }
             _ => Missing::Create,
         };
-        let mount = helper.open(&volume, missing).map_err(NativeError::from)?;
+        let relabel = labels
+            .filter(|_| asks_for_label(container, volume.destination))
+            .map(|labels| Relabel {
+                context: &labels.mount,
+                deadline: Duration::from_secs(engine.config.timeouts.create_seconds.into()),
+            });
+        let mount = helper
+            .open(&volume, missing, relabel)
+            .map_err(NativeError::from)?;
         opened.push((mount.mount, mount.kind));
     }
     if host_tree {
@@ -241,10 +284,18 @@ fn open_volumes(
             recursive: true,
             propagation: mount_flag::PRIVATE,
         };
-        let mount = helper.open(&all, Missing::Refuse).map_err(NativeError::from)?;
+        let mount = helper
+            .open(&all, Missing::Refuse, None)
+            .map_err(NativeError::from)?;
         opened.push((mount.mount, mount.kind));
     }
     Ok(opened.into_iter().unzip())
+}
+
+/// Whether the request wants a volume labelled for the container.
+fn asks_for_label(container: &Container, destination: &Path) -> bool {
+    let mut mounts = container.config.mounts.iter();
+    mounts.any(|mount| mount.selinux_relabel && Path::new(&mount.container_path) == destination)
 }
 
 /// A path of podd's state directory as the nest shows it.
@@ -255,24 +306,25 @@ fn in_nest(engine: &Engine, path: &Path) -> String {
 
 /// The upper directory is the root of what the container writes, so that it is as open as an image's root.
 fn make_directories(container: &Path, ids: Option<IdMaps>) -> Result<(), NativeError> {
+    make_directory(&container.join("upper"), 0o755, ids)?;
+    make_directory(&container.join("work"), 0o700, ids)
+}
+
+fn make_directory(path: &Path, mode: u32, ids: Option<IdMaps>) -> Result<(), NativeError> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
-    for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
-        let path = container.join(name);
-        let made = std::fs::DirBuilder::new()
-            .mode(mode)
-            .create(&path)
-            .and_then(|()| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)))
-            .and_then(|()| match ids {
-                Some(ids) => chown(&path, Some(ids.users.host), Some(ids.groups.host)),
-                None => Ok(()),
-            });
-        made.map_err(|source| NativeError::File {
-            operation: "make",
-            path,
-            source,
-        })?;
-    }
-    Ok(())
+    let made = std::fs::DirBuilder::new()
+        .mode(mode)
+        .create(path)
+        .and_then(|()| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)))
+        .and_then(|()| match ids {
+            Some(ids) => chown(path, Some(ids.users.host), Some(ids.groups.host)),
+            None => Ok(()),
+        });
+    made.map_err(|source| NativeError::File {
+        operation: "make",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, NativeError> {

@@ -94,6 +94,7 @@ impl Engine {
         request.config.check_in(&pod.config)?;
         self.check_target(pod, &request.config)?;
         check_apparmor(&request.config).await?;
+        self.check_labels(pod, &request.config).await?;
         let image = self.local_image(&request.config.image.image)?;
         let volumes = self.image_volumes(&request.config)?;
         let cdi = self.cdi_edits(&request.config).await?;

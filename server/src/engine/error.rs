@@ -90,6 +90,9 @@ pub enum EngineError {
     /// An AppArmor profile of the request.
     #[error("the AppArmor profile {0:?} is not loaded on this node: load it with apparmor_parser")]
     NoAppArmorProfile(String),
+    /// SELinux contexts of the request, or of the node.
+    #[error(transparent)]
+    Selinux(#[from] crate::selinux::SelinuxError),
     /// A container that another one names is not in its pod.
     #[error("container {0} is not in this pod")]
     NotInPod(ContainerId),

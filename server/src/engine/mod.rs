@@ -14,6 +14,7 @@ mod exits;
 mod hooks;
 pub mod inflight;
 mod keeper;
+mod labels;
 mod log;
 pub mod metrics;
 mod named;

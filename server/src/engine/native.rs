@@ -11,11 +11,13 @@ use runtime_core::pod::{self, Programs, UserNamespaces};
 
 use super::build::{ExecBases, Filters};
 use super::keeper::Keeper;
+use super::labels::label_store;
 use super::place::{self, Place};
 use super::systemd::Systemd;
 use crate::apparmor;
 use crate::config::{self, CgroupDriver, Config, Subnet, SubnetSource};
 use crate::model::{CgroupParent, ContainerId, PodId};
+use crate::selinux::Selinux;
 use crate::spec::{HostFacts, devices};
 use crate::state::record::ProcessRef;
 use crate::state::store::Pod;
@@ -71,6 +73,10 @@ pub struct Native {
     pub(super) network: Network,
     /// Facts of the node that specs are made of.
     pub(super) host: HostFacts,
+    /// The policy, on a node with SELinux.
+    pub(super) selinux: Option<Selinux>,
+    /// Held from the choice of a pod's level until its record is known.
+    pub(super) levels: Mutex<()>,
     /// Compiled seccomp filters.
     pub(super) filters: Filters,
     /// What execs need.
@@ -97,10 +103,16 @@ impl Native {
             config.cgroup.root.clone(),
         );
         let directory = sockets.clone();
+        let selinux = config.selinux;
         let nofile = (config.limits.nofile_soft, config.limits.nofile_hard);
         let host = move || -> Result<_, NativeError> {
             make_private(&directory)?;
-            let programs = Programs::prepare(PODINIT, STAGE, &state_dir, &run_dir)?;
+            let selinux = Selinux::open(selinux)?;
+            if let Some(selinux) = &selinux {
+                label_store(&state_dir.join(IMAGES), &selinux.layers())?;
+            }
+            let context = selinux.as_ref().map(Selinux::shared).unwrap_or_default();
+            let programs = Programs::prepare(PODINIT, STAGE, &state_dir, &run_dir, &context)?;
             let mut host = HostFacts::probe(nofile).map_err(|source| NativeError::Kernel {
                 operation: "look at this host",
                 source,
@@ -111,10 +123,10 @@ impl Native {
             })?;
             let devices = DeviceControl::probe(DeviceRules::from_oci(&devices::usual_rules())?);
             let users = pod::probe_user_namespaces(&programs, &state_dir).map_err(|e| e.to_string());
-            Ok((programs, CgroupRoot::open(&root)?, devices, host, users))
+            Ok((programs, CgroupRoot::open(&root)?, devices, host, users, selinux))
         };
         let opened = tokio::task::spawn_blocking(host).await;
-        let (programs, cgroups, devices, host, user_namespaces) =
+        let (programs, cgroups, devices, host, user_namespaces, selinux) =
             opened.map_err(|_| NativeError::Panicked("probing the host"))??;
         let network = Network::open(network_config(&config.network)).await?;
         Ok(Self {
@@ -128,6 +140,8 @@ impl Native {
             user_namespaces,
             network,
             host,
+            selinux,
+            levels: Mutex::default(),
             filters: Filters::default(),
             execs: ExecBases::default(),
             sockets,
@@ -320,6 +334,9 @@ async fn choose_driver(asked: CgroupDriver, systemd: &Systemd) -> Result<CgroupD
     Ok(chosen)
 }
 
+/// The image store's directory below the state directory.
+const IMAGES: &str = "images";
+
 /// Only root may reach the sockets of podinits (CVE-2020-15257).
 fn make_private(directory: &Path) -> Result<(), NativeError> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -354,7 +371,7 @@ fn network_config(config: &config::Network) -> NetConfig {
 /// The image store's share of the configuration.
 #[must_use]
 pub fn images_config(config: &config::Config) -> podd_images::Config {
-    let mut images = podd_images::Config::new(config.state_dir.join("images"));
+    let mut images = podd_images::Config::new(config.state_dir.join(IMAGES));
     for (host, mirror) in &config.registries.mirrors {
         let endpoints = mirror.endpoints.iter().map(podd_images::Endpoint::new).collect();
         images.registries.mirrors.insert(host.clone(), endpoints);

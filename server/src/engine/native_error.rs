@@ -100,6 +100,9 @@ pub enum NativeError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The policy of a node with SELinux cannot be used.
+    #[error(transparent)]
+    Selinux(#[from] crate::selinux::SelinuxError),
     /// A pod asks for a user namespace.
     #[error("this node cannot give pods a user namespace: {0}")]
     NoUserNamespaces(String),
@@ -175,9 +178,13 @@ impl NativeError {
             | Self::ExecTimeout(_)
             | Self::Hook { late: true, .. }
             | Self::CreateTimeout(_) => Kind::DeadlineExceeded,
-            Self::Volume(VolumeError::Open { .. } | VolumeError::Propagation { .. }) => {
-                Kind::FailedPrecondition
-            }
+            Self::Volume(
+                VolumeError::Open { .. }
+                | VolumeError::Propagation { .. }
+                | VolumeError::Relabel { .. }
+                | VolumeError::OfNode(_),
+            ) => Kind::FailedPrecondition,
+            Self::Selinux(_) => Kind::FailedPrecondition,
             Self::PodinitGone | Self::NoUserNamespaces(_) | Self::Hook { .. } => Kind::FailedPrecondition,
             Self::File { source, .. }
             | Self::Kernel { source, .. }

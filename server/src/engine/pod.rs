@@ -16,7 +16,7 @@ use super::keeper::{Keeper, POD_HANDLE};
 use super::native::{NativeError, ProcessAndNetwork};
 use super::place::Place;
 use super::undo::Undo;
-use super::{Engine, EngineError, blocking, exits, plans, resources};
+use super::{Engine, EngineError, blocking, exits, labels, plans, resources};
 use crate::model::{IdMaps, IdRange, PodConfig, PodId, PodPid, Share};
 use crate::observe::metrics::Stage;
 use crate::spec::podfiles;
@@ -48,7 +48,7 @@ pub async fn start(
     let keeper = settle_in(engine, pod, &place, undo).await?;
     let metrics = &engine.metrics;
     let waiting = make_waiting(engine, pod, &place, undo).await?;
-    let netns = make_namespaces(engine, &keeper, config, waiting.as_ref().map(AsFd::as_fd));
+    let netns = make_namespaces(engine, &keeper, pod, waiting.as_ref().map(AsFd::as_fd));
     let netns = metrics.stage(Stage::Namespaces, netns).await?;
     let attachment = match netns {
         Some(netns) => {
@@ -215,9 +215,10 @@ async fn make_waiting(
 async fn make_namespaces(
     engine: &Engine,
     keeper: &Keeper,
-    config: &PodConfig,
+    pod: &Pod,
     waiting: Option<BorrowedFd<'_>>,
 ) -> Result<Option<OwnedFd>, EngineError> {
+    let config = &pod.config;
     let network = config.namespaces.network == Share::Pod;
     let ipc = config.namespaces.ipc == Share::Pod;
     let pid = config.namespaces.pid == PodPid::Pod;
@@ -231,6 +232,7 @@ async fn make_namespaces(
         pid,
         hostname,
         sysctls: sysctls(config),
+        context: engine.pod_context(pod)?,
     };
     let bytes = compile::pod(&inputs).map_err(NativeError::from)?;
     let plan = plans::seal(&bytes)?;
@@ -347,7 +349,7 @@ fn host_port(port: &crate::model::PortMapping) -> Option<podd_netplug::PortMappi
 
 /// /etc/hosts, /etc/hostname and /etc/resolv.conf of the pod's containers.
 async fn write_files(
-    engine: &Engine,
+    engine: &Arc<Engine>,
     pod: &Arc<Pod>,
     attachment: Option<&Attachment>,
 ) -> Result<(), EngineError> {
@@ -360,7 +362,7 @@ async fn write_files(
         .map(|address| address.address)
         .collect();
     let name = hostname(engine, &pod.config);
-    let pod = Arc::clone(pod);
+    let (pod, engine) = (Arc::clone(pod), Arc::clone(engine));
     blocking("RunPodSandbox", move || {
         let of_node = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let resolver = of_node("/etc/resolv.conf");
@@ -371,15 +373,12 @@ async fn write_files(
         } else {
             of_node("/etc/hosts")
         };
-        let files = [
-            ("hosts", hosts),
-            ("hostname", podfiles::hostname(&name)),
-            (
-                "resolv.conf",
-                podfiles::resolv_conf(pod.config.dns.as_ref(), of_pod),
-            ),
+        let contents = [
+            hosts,
+            podfiles::hostname(&name),
+            podfiles::resolv_conf(pod.config.dns.as_ref(), of_pod),
         ];
-        for (file, content) in files {
+        for (file, content) in podfiles::NAMES.into_iter().zip(contents) {
             let path = directory.join(file);
             let owner = pod.config.namespaces.user;
             let written = std::fs::write(&path, content).and_then(|()| match owner {
@@ -392,7 +391,10 @@ async fn write_files(
                 source,
             })?;
         }
-        Ok::<_, NativeError>(())
+        match engine.pod_context(&pod)? {
+            Some(context) => Ok(labels::label_files(&directory, &context)?),
+            None => Ok::<_, EngineError>(()),
+        }
     })
     .await
 }

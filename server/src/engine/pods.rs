@@ -65,8 +65,8 @@ impl Engine {
         let place = self.native.place(&id, request.config.cgroup_parent.as_ref())?;
         let new = self.new_pod(id, request, fingerprint, &place);
         let lock = Arc::clone(&new.lock);
-        let state = Arc::clone(&self.state);
-        let recorded = blocking("RunPodSandbox", move || state.insert_pod(new));
+        let engine = Arc::clone(&self);
+        let recorded = blocking("RunPodSandbox", move || engine.insert_pod(new));
         self.metrics.stage(Stage::Record, recorded).await?;
 
         let _alone = lock.alone().await;
@@ -101,6 +101,7 @@ impl Engine {
             request: Encoded(request.encoded.into()),
             cgroup: Some(place.cgroup().as_str().to_owned()),
             scope: place.unit().map(str::to_owned),
+            selinux_level: None,
             attachment: None,
             podinit: None,
             next_handle: 0,

@@ -23,9 +23,6 @@ pub enum SpecError {
     /// The caller did not look up the image.
     #[error("image {0:?} of a mount is not available")]
     ImageVolume(String),
-    /// SELinux is on, and podd does not label yet.
-    #[error("SELinux is enabled on this host and podd does not support {0} yet")]
-    Selinux(&'static str),
     /// The OCI types do not take what was put together.
     #[error("cannot put the OCI spec together: {0}")]
     Oci(String),

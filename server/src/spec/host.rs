@@ -19,8 +19,6 @@ pub struct HostFacts {
     pub capabilities: CapSet,
     /// Version of the running kernel.
     pub kernel: KernelVersion,
-    /// SELinux is enabled.
-    pub selinux: bool,
     /// Name of podd's own AppArmor profile, once it is loaded.
     pub apparmor: Option<String>,
     /// Every device of the node, for privileged containers.
@@ -56,7 +54,6 @@ impl HostFacts {
             hostname: name.nodename().to_string_lossy().into_owned(),
             capabilities: mask(&status, "CapBnd:"),
             kernel: KernelVersion::parse(&name.release().to_string_lossy()),
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             apparmor: None,
             devices: devices::all(Path::new("/dev"))?,
         })

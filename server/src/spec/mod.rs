@@ -32,6 +32,7 @@ pub use resources::{Change, linux_resources, read_back};
 
 use crate::cdi::Edits;
 use crate::model::{ContainerConfig, PodConfig};
+use crate::selinux::Labels;
 
 /// Version of the OCI runtime spec that podd writes.
 pub const OCI_VERSION: &str = "1.2.0";
@@ -62,6 +63,8 @@ pub struct Inputs<'a> {
     pub devices: &'a [devices::Found],
     /// What its CDI devices add.
     pub cdi: &'a Edits,
+    /// The SELinux contexts that it gets, on a node with SELinux.
+    pub labels: Option<&'a Labels>,
     /// The localhost seccomp profile, if the request names one and it was read.
     pub seccomp: Option<&'a LinuxSeccomp>,
     /// Layers of the images that mounts name, from top to bottom, by the mount's path in the container.
@@ -90,7 +93,6 @@ pub struct Built {
 /// # Errors
 /// The image or the host lacks what the request needs.
 pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
-    security::refuse_selinux(inputs)?;
     let container = inputs.container;
     let env = command::environment(inputs);
     let (mounts, nest) = mounts::mounts(inputs)?;
@@ -146,7 +148,9 @@ fn linux(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Linux, SpecError> {
         .readonly_paths(hidden(&security.readonly_paths))
         .build()
         .map_err(|error| SpecError::Oci(error.to_string()))?;
-    linux.set_seccomp(security::seccomp(inputs)?);
+    linux
+        .set_seccomp(security::seccomp(inputs)?)
+        .set_mount_label(inputs.labels.map(|labels| labels.mount.clone()));
     if let Some(ids) = inputs.pod.namespaces.user {
         linux
             .set_uid_mappings(Some(mounts::mapping(ids.users)?))

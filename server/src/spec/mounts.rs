@@ -88,6 +88,12 @@ pub(super) fn mounts(
         .map(|((path, kind, options), access)| oci(path, kind, kind, options.iter().copied().chain(access)))
         .collect();
 
+    if let Some(queues) = mounts
+        .iter_mut()
+        .find(|mount| mount.typ().as_deref() == Some("mqueue"))
+    {
+        label_queues(queues, inputs);
+    }
     let mut nest = BTreeMap::new();
     let mut binds = Vec::new();
     if !below("/dev/shm") {
@@ -112,6 +118,18 @@ pub(super) fn mounts(
     binds.sort_by_key(|mount| mount.destination().components().count());
     mounts.append(&mut binds);
     Ok((mounts, nest))
+}
+
+/// The message queues are one file system for all containers of a pod, whatever their levels are. That of the node has a
+/// label of its own.
+fn label_queues(mount: &mut OciMount, inputs: &Inputs<'_>) {
+    let own = inputs.pod.namespaces.ipc == Share::Pod;
+    let Some(labels) = inputs.labels.filter(|_| own) else {
+        return;
+    };
+    let mut options = mount.options().clone().unwrap_or_default();
+    options.push(format!("context={}", labels.shared));
+    mount.set_options(Some(options));
 }
 
 /// The pod's shared memory, or the node's for a pod in the node's ipc namespace.

@@ -5,6 +5,9 @@ use std::net::IpAddr;
 
 use crate::model::DnsConfig;
 
+/// The files that a pod brings, by their names in its directory.
+pub const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
 /// The hosts file of a pod with a network of its own.
 #[must_use]
 pub fn hosts(hostname: &str, addresses: &[IpAddr]) -> String {

@@ -31,6 +31,7 @@ pub(super) fn process(inputs: &Inputs<'_>, env: &[Vec<u8>]) -> Result<Process, S
         .set_rlimits(Some(vec![nofile]))
         .set_no_new_privileges(Some(container.security.no_new_privs))
         .set_apparmor_profile(security::apparmor(inputs))
+        .set_selinux_label(inputs.labels.and_then(|labels| labels.process.clone()))
         .set_oom_score_adj(Some(
             container
                 .resources

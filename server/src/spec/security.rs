@@ -7,21 +7,6 @@ use runtime_core::seccomp;
 use super::{Inputs, SpecError};
 use crate::model::{AppArmor, ContainerPid, PodPid, Seccomp, Share};
 
-/// A label that cannot be given is refused where labels mean something. Without SELinux they mean nothing, and
-/// pods that carry one run, as under containerd.
-pub(super) fn refuse_selinux(inputs: &Inputs<'_>) -> Result<(), SpecError> {
-    if !inputs.host.selinux || inputs.container.security.privileged {
-        return Ok(());
-    }
-    if inputs.container.security.selinux.is_some() || inputs.pod.security.selinux.is_some() {
-        return Err(SpecError::Selinux("selinux_options"));
-    }
-    if inputs.container.mounts.iter().any(|mount| mount.selinux_relabel) {
-        return Err(SpecError::Selinux("selinux_relabel"));
-    }
-    Ok(())
-}
-
 /// The set that the first process is bounded by.
 fn granted(inputs: &Inputs<'_>) -> Result<CapSet, SpecError> {
     let (security, host) = (&inputs.container.security, inputs.host.capabilities);

@@ -98,6 +98,9 @@ pub struct PodRecord {
     /// The scope unit that its cgroup is in, where systemd makes the cgroups of pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
+    /// The SELinux level that it was given, where it names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux_level: Option<String>,
     /// Its place in the network; none for host-network pods and after it was given back.
     #[serde(default)]
     pub attachment: Option<podd_netplug::Attachment>,

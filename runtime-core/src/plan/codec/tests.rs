@@ -19,17 +19,18 @@ fn every_step() -> Vec<Step<'static>> {
             key: c"net/ipv4/ping_group_range",
             value: c"0 0",
         },
-        Step::RootOverlay {
-            lowers: vec![c"2", c"1"],
+        Step::RootOverlay(Layers {
             base: c"/store/layers",
-            upper: c"/u",
-            work: c"/w",
-        },
+            lowers: vec![c"2", c"1"],
+            writable: Some((c"/u", c"/w")),
+            context: c"u:r:t:s0:c1,c2",
+        }),
         Step::MountNew {
             fstype: c"tmpfs",
             target: c"/dev",
             options: vec![(c"mode", c"755")],
             attrs: 2,
+            context: c"u:r:t:s0",
         },
         Step::MountNest {
             source: c"/shm",
@@ -69,6 +70,7 @@ fn every_step() -> Vec<Step<'static>> {
             fstype: c"tmpfs",
             options: vec![(c"uid", c"65536")],
             attrs: 2,
+            context: c"",
             nodes: vec![Device {
                 path: c"/null",
                 mode: 0o20666,
@@ -84,6 +86,7 @@ fn every_step() -> Vec<Step<'static>> {
                 base: c"/store/layers",
                 lowers: vec![c"2", c"1"],
                 writable: Some((c"/u", c"/w")),
+                context: c"",
             },
             idmap: true,
             sub_path: c"",
@@ -94,6 +97,7 @@ fn every_step() -> Vec<Step<'static>> {
                 base: c"/store/layers",
                 lowers: vec![c"1"],
                 writable: None,
+                context: c"",
             },
             idmap: false,
             sub_path: c"etc/passwd",
@@ -111,6 +115,10 @@ fn every_step() -> Vec<Step<'static>> {
             uid: 7,
             gid: 8,
         },
+        Step::Relabel {
+            path: c"/shm",
+            context: c"u:r:t:s0",
+        },
         Step::RootOfNamespace,
         Step::Mknod(Device {
             path: c"/dev/null",
@@ -125,7 +133,10 @@ fn every_step() -> Vec<Step<'static>> {
             target: c"/proc/self/fd",
         },
         Step::Console,
-        Step::Mask(c"/proc/kcore"),
+        Step::Mask {
+            path: c"/proc/kcore",
+            context: c"",
+        },
         Step::ReadOnly(c"/proc/sys"),
         Step::PivotRoot,
         Step::RootReadOnly,
@@ -145,6 +156,10 @@ fn every_step() -> Vec<Step<'static>> {
             policy: GroupsPolicy::Strict,
         },
         Step::AppArmor(c"podd-default"),
+        Step::Selinux {
+            file: c"/proc/thread-self/attr/exec",
+            context: c"u:r:t:s0",
+        },
         Step::FindProgram {
             name: c"sh",
             path: c"/bin:/usr/bin",

@@ -332,22 +332,28 @@ pub(super) fn selinux(
     options: Option<&v1::SeLinuxOption>,
 ) -> Result<Option<SelinuxLabel>, Refused> {
     let Some(options) = options else { return Ok(None) };
-    let part = |name, text: &str| {
-        let extra = if name == "level" { ":,.-" } else { "" };
-        let valid = |c: char| c.is_ascii_alphanumeric() || c == '_' || extra.contains(c);
-        if text.chars().all(valid) {
+    let checked = |name, text: &str, valid: bool| {
+        if valid {
             Ok(text.to_owned())
         } else {
             Err(at
                 .field(name)
-                .invalid(format!("{text:?} is not part of an SELinux label")))
+                .invalid(format!("{text:?} is not the {name} of an SELinux label")))
         }
+    };
+    let part = |name, text: &str| {
+        let valid = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        checked(name, text, text.chars().all(valid))
     };
     let label = SelinuxLabel {
         user: part("user", &options.user)?,
         role: part("role", &options.role)?,
         kind: part("type", &options.r#type)?,
-        level: part("level", &options.level)?,
+        level: checked(
+            "level",
+            &options.level,
+            options.level.is_empty() || crate::selinux::is_level(&options.level),
+        )?,
     };
     Ok((label != SelinuxLabel::default()).then_some(label))
 }

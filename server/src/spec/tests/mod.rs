@@ -14,6 +14,7 @@ use runtime_core::seccomp::KernelVersion;
 
 use super::*;
 use crate::model::Resources;
+use crate::selinux::Labels;
 
 /// A request under construction.
 struct Case {
@@ -22,6 +23,7 @@ struct Case {
     host: HostFacts,
     image: ImageDefaults<'static>,
     cdi: Edits,
+    labels: Option<Labels>,
 }
 
 impl Case {
@@ -59,7 +61,6 @@ impl Case {
                 hostname: "node".into(),
                 capabilities: CapSet::ALL,
                 kernel: KernelVersion::new(6, 1),
-                selinux: false,
                 apparmor: None,
                 devices: Vec::new(),
                 nofile: (1024, 524_288),
@@ -67,6 +68,7 @@ impl Case {
             },
             image: ImageDefaults::default(),
             cdi: Edits::default(),
+            labels: None,
         }
     }
 
@@ -115,6 +117,7 @@ impl Case {
             },
             devices: &[],
             cdi: &self.cdi,
+            labels: self.labels.as_ref(),
             seccomp: None,
             images: &[("/image".to_owned(), vec!["3".to_owned(), "1".to_owned()])].into(),
             cgroup: "kubepods/pod1/c",
@@ -401,18 +404,37 @@ fn namespaces_follow_the_pod() {
 }
 
 #[test]
-fn labels_are_refused_only_where_they_mean_something() {
+fn labels_are_those_of_the_node() {
     let mut case = Case::new();
     case.security().selinux_options = Some(v1::SeLinuxOption {
         level: "s0:c1,c2".into(),
         ..Default::default()
     });
-    assert!(case.try_build().is_ok());
-    case.host.selinux = true;
-    assert_eq!(
-        case.try_build().unwrap_err(),
-        SpecError::Selinux("selinux_options")
+    let plain = case.build().spec;
+    assert_eq!(plain.process().as_ref().unwrap().selinux_label(), &None);
+    assert_eq!(plain.linux().as_ref().unwrap().mount_label(), &None);
+    assert!(!mounts_of(&plain).concat().contains("context="));
+
+    case.labels = Some(Labels {
+        process: Some("u:r:p:s0:c1,c2".into()),
+        mount: "u:r:f:s0:c1,c2".into(),
+        shared: "u:r:f:s0".into(),
+        apart: false,
+    });
+    let spec = case.build().spec;
+    let label = spec.process().as_ref().unwrap().selinux_label().as_deref();
+    assert_eq!(label, Some("u:r:p:s0:c1,c2"));
+    let label = spec.linux().as_ref().unwrap().mount_label().as_deref();
+    assert_eq!(label, Some("u:r:f:s0:c1,c2"));
+    // One instance of it is mounted by all containers of the pod, which may have levels of their own.
+    let queues = "/dev/mqueue mqueue mqueue nosuid,noexec,nodev,context=u:r:f:s0";
+    assert!(mounts_of(&spec).iter().any(|line| line == queues));
+    case.options(
+        v1::NamespaceMode::Pod,
+        v1::NamespaceMode::Container,
+        v1::NamespaceMode::Node,
     );
+    assert!(!mounts_of(&case.build().spec).concat().contains("context="));
 }
 
 #[test]
@@ -455,6 +477,7 @@ fn what_is_built_compiles_to_a_plan() {
         nest: built.nest.clone(),
         images: built.images.clone(),
         volumes: vec![FileKind::Directory],
+        shm_context: None,
         hooks: None,
         process: ProcessInputs {
             identity: Some(built.identity.clone()),

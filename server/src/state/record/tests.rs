@@ -50,6 +50,7 @@ pub(crate) fn pod(name: &str, attempt: u32) -> Pod {
         request: Encoded(request.into()),
         cgroup: None,
         scope: None,
+        selinux_level: None,
         attachment: None,
         podinit: None,
         next_handle: 0,

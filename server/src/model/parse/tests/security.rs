@@ -321,10 +321,12 @@ fn selinux_labels_are_labels() {
     };
     assert_eq!(label("").unwrap(), None);
     assert_eq!(label("s0:c1,c2-s3").unwrap().unwrap().level, "s0:c1,c2-s3");
-    assert_eq!(
-        field(label("s0\n")),
-        "config.linux.security_context.selinux_options.level"
-    );
+    for wrong in ["s0\n", "s0,c4,c5"] {
+        assert_eq!(
+            field(label(wrong)),
+            "config.linux.security_context.selinux_options.level"
+        );
+    }
 }
 
 #[test]
