@@ -14,7 +14,7 @@ use crate::case::{Env, cases, contains, equal, refused};
 cases!("images":
     pull_by_tag_and_digest, one_id_many_names, a_tag_removes_the_image, default_registry_and_tag,
     schema2, index, manifest_list, zstd, uncompressed, whiteouts_and_hard_links, image_defaults, user_of_image,
-    file_system_info, pulled_twice, bad_references, missing_images, wrong_diff_id, truncated_layer,
+    file_system_info, pulled_twice, bad_references, missing_images, unreachable_registry, wrong_diff_id, truncated_layer,
     layer_that_is_no_archive, escaping_layers, verbose_status);
 
 /// Pulls, looks, removes: what a test does with an image of its own.
@@ -298,7 +298,7 @@ fn missing_images(env: &mut Env<'_>) -> Result<()> {
         .err()
         .context("pulled what nobody has")?;
     ensure!(
-        [Code::NotFound, Code::Unavailable].contains(&beyond.code()),
+        [Code::NotFound, Code::Unknown].contains(&beyond.code()),
         "behind a mirror: {beyond}"
     );
     ensure!(
@@ -307,6 +307,21 @@ fn missing_images(env: &mut Env<'_>) -> Result<()> {
     );
     // CRI: removing what is not there succeeds.
     Ok(cri.remove("gcr.io/no/such/image:latest")?)
+}
+
+/// The kubelet shows `RegistryUnavailable` as the reason why a container waits when the code of the failed pull is
+/// Unknown and the message begins with that word.
+fn unreachable_registry(env: &mut Env<'_>) -> Result<()> {
+    let answer = env.cri()?.pull("127.0.0.1:1/nobody/listens:latest");
+    let status = answer.err().context("pulled from a port where nobody listens")?;
+    equal("code", status.code(), Code::Unknown)?;
+    ensure!(
+        status
+            .message()
+            .starts_with("RegistryUnavailable: registry 127.0.0.1:1 unreachable: "),
+        "{status}"
+    );
+    Ok(())
 }
 
 /// Pushes an image that lies, and has its pull refused with nothing left.

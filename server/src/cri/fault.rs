@@ -18,6 +18,11 @@ use crate::state::feed::Lost;
 use crate::state::store::LookupError;
 use crate::streaming::TokenError;
 
+/// How the kubelet knows that a pull failed for want of the registry, which it shows as the reason why the container
+/// waits: the message begins with this word, and the code is Unknown. With every other code it reads no message
+/// (k8s.io/cri-api/pkg/errors, ErrRegistryUnavailable; k8s.io/cri-client, PullImage).
+const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
@@ -62,6 +67,7 @@ impl Fault {
             Self::Refused(e) => refused(e),
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::Engine(e) => engine(e),
+            Self::Image(podd_images::Error::Unreachable { .. }) => Code::Unknown,
             Self::Image(e) => image(e),
             Self::Token(TokenError::Full) => Code::ResourceExhausted,
             Self::Token(TokenError::Random(_)) => Code::Internal,
@@ -154,7 +160,12 @@ fn image(e: &podd_images::Error) -> Code {
 
 impl From<Fault> for Status {
     fn from(fault: Fault) -> Self {
-        Self::new(fault.code(), sentence(&fault))
+        let told = sentence(&fault);
+        let told = match &fault {
+            Fault::Image(podd_images::Error::Unreachable { .. }) => format!("{REGISTRY_UNAVAILABLE}: {told}"),
+            _ => told,
+        };
+        Self::new(fault.code(), told)
     }
 }
 
@@ -178,6 +189,15 @@ mod tests {
                     "CheckpointContainer is not implemented by podd ",
                     env!("CARGO_PKG_VERSION")
                 ),
+            ),
+            (
+                podd_images::Error::Unreachable {
+                    host: "example.org".to_owned(),
+                    reason: "connection refused".to_owned(),
+                }
+                .into(),
+                Code::Unknown,
+                "RegistryUnavailable: registry example.org unreachable: connection refused",
             ),
             (
                 Lost::Missed(12).into(),
