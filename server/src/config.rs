@@ -425,7 +425,8 @@ impl Config {
         if let Err(e) = crate::telemetry::filter(&self.log.level) {
             return Some(("log.level", e.to_string()));
         }
-        if let Some(objection) = self.observe.objection().or_else(|| self.tracing.objection()) {
+        let observed = self.observe.objection().or_else(|| self.tracing.objection());
+        if let Some(objection) = observed.or_else(|| self.network.objection()) {
             return Some(objection);
         }
         if self.streaming.address.is_unspecified() {
@@ -442,32 +443,6 @@ impl Config {
                 "must start with / and stay below cgroup.root, or be a slice of systemd".to_owned(),
             ));
         }
-        // IFNAMSIZ in linux/if.h: 16 bytes with the final NUL.
-        if self.network.bridge.is_empty()
-            || self.network.bridge.len() > 15
-            || self.network.bridge.contains('/')
-        {
-            return Some((
-                "network.bridge",
-                "a link name has 1 to 15 bytes and no /".to_owned(),
-            ));
-        }
-        let v4 = self.network.subnets.iter().filter(|s| s.is_ipv4()).count();
-        if v4 > 1 || self.network.subnets.len() - v4 > 1 {
-            return Some(("network.subnets", "at most one range of each family".to_owned()));
-        }
-        if self.network.subnet_source == SubnetSource::Config && self.network.subnets.is_empty() {
-            return Some((
-                "network.subnets",
-                "must name a range unless subnet_source is kubelet".to_owned(),
-            ));
-        }
-        if self.network.mtu != 0 && !(1280..=65_535).contains(&self.network.mtu) {
-            return Some((
-                "network.mtu",
-                "must be 0 or 1280 to 65535, the least that IPv6 allows".to_owned(),
-            ));
-        }
         if !(2..=1024).contains(&self.selinux.categories) {
             return Some(("selinux.categories", "must be 2 to 1024".to_owned()));
         }
@@ -481,13 +456,48 @@ impl Config {
                 return Some(("registries.mirrors", reason));
             }
         }
-        if self.limits.nofile_soft > self.limits.nofile_hard {
+        self.limits.objection()
+    }
+}
+
+impl Network {
+    fn objection(&self) -> Option<(&'static str, String)> {
+        // IFNAMSIZ in linux/if.h: 16 bytes with the final NUL.
+        if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains('/') {
+            return Some((
+                "network.bridge",
+                "a link name has 1 to 15 bytes and no /".to_owned(),
+            ));
+        }
+        let v4 = self.subnets.iter().filter(|s| s.is_ipv4()).count();
+        if v4 > 1 || self.subnets.len() - v4 > 1 {
+            return Some(("network.subnets", "at most one range of each family".to_owned()));
+        }
+        if self.subnet_source == SubnetSource::Config && self.subnets.is_empty() {
+            return Some((
+                "network.subnets",
+                "must name a range unless subnet_source is kubelet".to_owned(),
+            ));
+        }
+        if self.mtu != 0 && !(1280..=65_535).contains(&self.mtu) {
+            return Some((
+                "network.mtu",
+                "must be 0 or 1280 to 65535, the least that IPv6 allows".to_owned(),
+            ));
+        }
+        None
+    }
+}
+
+impl Limits {
+    fn objection(&self) -> Option<(&'static str, String)> {
+        if self.nofile_soft > self.nofile_hard {
             return Some(("limits.nofile_soft", "is above limits.nofile_hard".to_owned()));
         }
-        if self.limits.grpc_message_bytes < 4 << 20 {
+        if self.grpc_message_bytes < 4 << 20 {
             return Some(("limits.grpc_message_bytes", "must be at least 4194304".to_owned()));
         }
-        if self.limits.exec_sync_output_bytes > self.limits.grpc_message_bytes / 2 {
+        if self.exec_sync_output_bytes > self.grpc_message_bytes / 2 {
             let reason = "two streams of this size must fit into limits.grpc_message_bytes".to_owned();
             return Some(("limits.exec_sync_output_bytes", reason));
         }

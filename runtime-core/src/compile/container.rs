@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Process, Spec};
 
 use super::namespaces::Layout;
 use super::process::{self, Attribute, Variant};
@@ -46,15 +46,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     let mut plan = PlanBuf::new();
     let context = mounts::context(spec)?;
 
-    process::oom_score(&mut plan, process)?;
-    process::apparmor(&mut plan, process)?;
-    process::selinux(&mut plan, process, Attribute::Keys)?;
-    if let Some(shared) = &inputs.shm_context {
-        plan.push(&Step::Relabel {
-            path: c"/shm",
-            context: &text("SELinux context", shared.as_str())?,
-        });
-    }
+    outside(&mut plan, process, inputs)?;
     if let Some(users) = &users {
         users.before(&mut plan, process);
     }
@@ -122,6 +114,20 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
         },
     )?;
     Ok(plan.finish())
+}
+
+/// What is done in the nest, where its procfs and its /dev/shm can be reached.
+fn outside(plan: &mut PlanBuf, process: &Process, inputs: &ContainerInputs) -> Result<(), CompileError> {
+    process::oom_score(plan, process)?;
+    process::apparmor(plan, process)?;
+    process::selinux(plan, process, Attribute::Keys)?;
+    if let Some(shared) = &inputs.shm_context {
+        plan.push(&Step::Relabel {
+            path: c"/shm",
+            context: &text("SELinux context", shared.as_str())?,
+        });
+    }
+    Ok(())
 }
 
 /// Parts of a spec that would be lost: better no container than one that lacks what was asked for.

@@ -104,7 +104,7 @@ fn a_named_file_must_exist() {
 
 #[test]
 fn every_key_is_documented() {
-    let docs = include_str!("../../docs/config.md");
+    let docs = include_str!("../../../docs/config.md");
     let tree: toml::Table = Config::default().to_toml().parse().unwrap();
     let mut missing = Vec::new();
     for (key, value) in &tree {
