@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt as _};
 use podd_netplug::Attachment;
 use runtime_core::pod::{self, TaskPhase, TaskState};
 
@@ -20,8 +21,12 @@ use crate::state::record::ProcessRef;
 use crate::state::recover::Recovered;
 use crate::state::store::{Container, Pod};
 
-/// How long a podinit may take to say that it is there.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long a podinit may take to say that it is there. One that waits for the disk of a log is alive all the same, and
+/// who does not answer is ended.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// How many podinits are waited for at once.
+const ASKED_AT_ONCE: usize = 32;
 
 impl Engine {
     /// Brings records and host together again, before the first request is answered.
@@ -34,24 +39,7 @@ impl Engine {
         for container in snapshot.containers() {
             self.hold_layers(container);
         }
-        let mut lost = Vec::new();
-        for pod in snapshot
-            .pods()
-            .filter(|pod| pod.record.phase != PodPhase::NotReady)
-        {
-            match self.find_podinit(pod).await {
-                Ok(keeper) => match self.adopt(pod, &keeper).await {
-                    // It was asked to end by the podd before, and ends now: whoever listens to it reports that.
-                    Err(EngineError::Native(NativeError::PodinitGone)) => {}
-                    // One pod whose log disk hangs must not keep the others from being served.
-                    Err(e @ EngineError::Native(NativeError::PodinitSilent { .. })) => {
-                        tell(&e, "cannot catch up with a pod", pod.record.id);
-                    }
-                    adopted => adopted?,
-                },
-                Err(_) => lost.push(pod.record.id),
-            }
-        }
+        let lost = self.adopt_living().await?;
         self.sweep_podinits().await?;
         let live: Vec<Attachment> = snapshot
             .pods()
@@ -78,6 +66,34 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Takes over all pods whose podinit answers; returns the others.
+    async fn adopt_living(self: &Arc<Self>) -> Result<Vec<PodId>, EngineError> {
+        let snapshot = self.snapshot();
+        let living = snapshot
+            .pods()
+            .filter(|pod| pod.record.phase != PodPhase::NotReady);
+        let mut answers = stream::iter(living)
+            .map(|pod| async move { (pod, self.find_podinit(pod).await) })
+            .buffer_unordered(ASKED_AT_ONCE);
+        let mut lost = Vec::new();
+        while let Some((pod, podinit)) = answers.next().await {
+            let Ok(keeper) = podinit else {
+                lost.push(pod.record.id);
+                continue;
+            };
+            match self.adopt(pod, &keeper).await {
+                // It was asked to end by the podd before, and ends now: whoever listens to it reports that.
+                Err(EngineError::Native(NativeError::PodinitGone)) => {}
+                // One pod whose log disk hangs must not keep the others from being served.
+                Err(e @ EngineError::Native(NativeError::PodinitSilent { .. })) => {
+                    tell(&e, "cannot catch up with a pod", pod.record.id);
+                }
+                adopted => adopted?,
+            }
+        }
+        Ok(lost)
     }
 
     /// Marks what was half made as left over, before its end is recorded: a podd that comes after a crash in the
