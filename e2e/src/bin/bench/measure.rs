@@ -15,6 +15,11 @@ use serde_json::{Map, Value, json};
 use crate::Options;
 use crate::target::Target;
 
+/// How long a pod of the serial pass lives. The kernel works on for some 20 ms after the network namespace of the pod
+/// before is gone to every eye, and takes the next one only then: without this pause `teardown_to_zero` would time the
+/// end of two pods.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// Named durations in milliseconds.
 pub type Times = BTreeMap<&'static str, f64>;
 
@@ -227,6 +232,7 @@ impl Bench<'_> {
                 said["failures"] = json!(failures);
                 out.insert("exec_sync".to_owned(), said);
             }
+            std::thread::sleep(SETTLE);
             let begun = Instant::now();
             let mut down = self.down(&up)?;
             zero.again(begun + Duration::from_secs(10));
