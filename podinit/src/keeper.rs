@@ -487,21 +487,17 @@ impl Keeper {
                 _ => continue,
             };
             let finished = now();
-            if let Some(handle) = self
-                .tasks
-                .iter()
-                .find(|task| task.pid == pid)
-                .map(|task| task.handle)
-            {
+            let task = self.tasks.iter().find(|task| task.begins_with(pid));
+            if let Some(handle) = task.map(|task| task.handle) {
                 self.hear(handle);
                 self.ended(handle, phase, finished);
-            } else if self.tasks.iter().any(|task| task.pid == 0)
-                && self.tasks.iter().all(|task| task.stage != pid)
-            {
+            } else if let Some(task) = self.tasks.iter_mut().find(|task| task.stage == pid) {
+                task.stage = 0;
+            } else if self.tasks.iter().any(Task::is_nameless) {
                 self.unclaimed.push(Unclaimed { pid, phase, finished });
             }
         }
-        if !self.tasks.iter().any(|task| task.pid == 0) {
+        if !self.tasks.iter().any(Task::is_nameless) {
             self.unclaimed.clear();
         }
         if self.leaving {

@@ -39,7 +39,7 @@ pub struct Task {
     /// First process of the task; 0 until the stage reports it.
     pub pid: u32,
     pub pidfd: Option<OwnedFd>,
-    /// The stage's outer process, which ends when it has cloned.
+    /// The stage's outer process, which ends when it has cloned; 0 once it has ended.
     pub stage: u32,
     pub sync: Option<OwnedFd>,
     /// A report of Ready that overtook the one of Cloned: two processes write to the same socket.
@@ -58,6 +58,17 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether `pid` is its first process. A task that has ended has given its number back, and the kernel may have
+    /// given it to another.
+    pub fn begins_with(&self, pid: u32) -> bool {
+        self.pid == pid && !matches!(self.phase, Phase::Ended(_))
+    }
+
+    /// Whether its stage has not said yet which process is its first.
+    pub fn is_nameless(&self) -> bool {
+        self.begins_with(0)
+    }
+
     /// The task as the wire shows it.
     pub fn state(&self) -> TaskState {
         let phase = match self.phase {

@@ -21,7 +21,7 @@ cases!("lifecycle":
     remove_running_container, remove_twice, whole_process_tree_dies, list_filters, status_tells_what_was_asked,
     same_request_same_id, changed_request_is_refused, next_attempt_is_another_container, environment,
     working_directory, arguments_are_kept_exactly, orphans_are_reaped,
-    files_that_resist);
+    process_numbers_come_back, files_that_resist);
 
 fn states_and_times(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("states")?);
@@ -455,6 +455,48 @@ fn orphans_are_reaped(env: &mut Env<'_>) -> Result<()> {
     // Orphans of a container belong to its process 1, which here never waits: they vanish with it.
     cri.stop(&long, 0)?;
     eventually("no zombies", 5, || Ok(zombies() == 0))?;
+    pod.remove()
+}
+
+/// The kernel gives the number of a container that has ended to an exec in the same pod: each has its own end.
+fn process_numbers_come_back(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let of_node = |security: &mut pb::NamespaceOption| security.pid = pb::NamespaceMode::Node.into();
+    let mut config = cri::pod_config("numbers");
+    let linux = config.linux.get_or_insert_default();
+    let security = linux.security_context.get_or_insert_default();
+    of_node(security.namespace_options.get_or_insert_default());
+    let pod = Pod::run(&cri, config)?;
+    let in_node = |mut container: pb::ContainerConfig| {
+        of_node(
+            cri::security(&mut container)
+                .namespace_options
+                .get_or_insert_default(),
+        );
+        container
+    };
+    let first = in_node(cri::shell("ended", "echo $$; exit 7"));
+    let ended = cri.wait_exit(&pod.started(&first)?)?;
+    let lines = log_lines(&pod.config, &first)?;
+    let number: u32 = lines.first().context("no line")?.text().trim().parse()?;
+    let id = pod.started(&in_node(cri::shell("c", "exec sleep 1000")))?;
+    let mut hits = 0;
+    for attempt in 0..100 {
+        // Threads of podd take numbers too: how many lie between this and the exec's is not known.
+        fs::write(
+            "/proc/sys/kernel/ns_last_pid",
+            format!("{}", number - 2 - attempt % 6),
+        )?;
+        let shown: u32 = cri.sh(&id, "echo $$; exit 0")?.trim().parse()?;
+        hits += u32::from(shown == number);
+        if hits == 3 {
+            break;
+        }
+    }
+    ensure!(hits > 0, "no exec got the number {number}");
+    let after = cri.container(&ended.id)?;
+    equal("status of the one that ended", after, ended)?;
+    equal("the other", cri.container(&id)?.state(), ContainerRunning)?;
     pod.remove()
 }
 
