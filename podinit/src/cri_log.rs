@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The kubelet joins P records with the F that follows. A line is split only where it is longer than a record may
-//! be, as containerd and CRI-O do: a line that its application writes in pieces stays one record.
+//! be, as containerd and CRI-O do: a line that its application writes in pieces stays one record. Output that ends
+//! without a newline ends with a P.
 
 /// Longest content of one record; the kubelet's own default.
 pub const MAX_CONTENT: usize = 16 * 1024;

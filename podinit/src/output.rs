@@ -24,8 +24,6 @@ pub struct Output {
     pub taps: Taps,
     /// The beginning of a line, shorter than a record; memory is needed only while there is one.
     held: Vec<u8>,
-    /// The last record ended inside a line.
-    inside_line: bool,
 }
 
 /// A container's log file.
@@ -63,8 +61,8 @@ impl Log {
         self.torn = false;
     }
 
-    /// Writes the records that a chunk completes, and returns what is left of it and how the last record ended.
-    fn append<'c>(&mut self, chunk: &'c [u8], stream: Stream, mut inside_line: bool) -> (&'c [u8], bool) {
+    /// Writes the records that a chunk completes, and returns what is left of it.
+    fn append<'c>(&mut self, chunk: &'c [u8], stream: Stream) -> &'c [u8] {
         let time = now();
         let (full, partial) = (prefix(time, stream, true), prefix(time, stream, false));
         let mut records = Records::new(chunk);
@@ -81,10 +79,9 @@ impl Log {
                 pieces[used + 1] = IoSlice::new(record.content);
                 pieces[used + 2] = IoSlice::new(tail);
                 used += 3;
-                inside_line = !record.ends;
             }
             if used == 0 {
-                return (records.rest(), inside_line);
+                return records.rest();
             }
             self.write(&mut pieces[..used]);
         }
@@ -127,7 +124,6 @@ impl Output {
             stream,
             taps: Taps::new(),
             held: Vec::new(),
-            inside_line: false,
         }
     }
 
@@ -192,21 +188,19 @@ impl Output {
     /// Writes what `buffer[..have]` completes, moves the rest to the front and returns its length.
     fn emit(&mut self, log: &mut Option<Log>, buffer: &mut [u8], have: usize) -> usize {
         let Some(log) = log else { return 0 };
-        let (rest, inside_line) = log.append(&buffer[..have], self.stream, self.inside_line);
-        let kept = rest.len();
-        self.inside_line = inside_line;
+        let kept = log.append(&buffer[..have], self.stream).len();
         buffer.copy_within(have - kept..have, 0);
         kept
     }
 
-    /// Writes the unfinished last line as if it were finished, so that no reader waits for the rest of it.
+    /// Writes what a last line without a newline has. It stays open (P): the kubelet adds no newline then, so that
+    /// `kubectl logs` and a termination message taken from the log are what the container wrote.
     pub fn close_line(&mut self, log: &mut Option<Log>) {
         let held = core::mem::take(&mut self.held);
-        if let (Some(log), true) = (log, self.inside_line || !held.is_empty()) {
-            let head = prefix(now(), self.stream, true);
+        if let (Some(log), false) = (log, held.is_empty()) {
+            let head = prefix(now(), self.stream, false);
             log.write(&mut [IoSlice::new(&head), IoSlice::new(&held), IoSlice::new(b"\n")]);
         }
-        self.inside_line = false;
     }
 }
 
