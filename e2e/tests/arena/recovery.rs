@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use podd_e2e::cri;
 use podd_e2e::images::{self, Dialect, Image, Layer, Packing};
@@ -18,7 +18,7 @@ use crate::users;
 cases!("recovery":
     killed_with_live_pods, exits_meanwhile, exits_outlive_podinit, log_goes_on, images_are_kept, created_container_starts_later,
     orderly_stop_leaves_pods, removal_after_restart, killed_while_creating, old_ids_are_still_joined,
-    podinit_without_a_record, podinit_that_hangs, damaged_layers_after_a_crash);
+    podinit_without_a_record, podinit_that_hangs, podinit_that_hangs_up, damaged_layers_after_a_crash);
 
 /// Kills podd the hard way and starts it again.
 fn restart(env: &mut Env<'_>) -> Result<()> {
@@ -319,6 +319,35 @@ fn podinit_that_hangs(env: &mut Env<'_>) -> Result<()> {
     })?;
     equal("podinits", podinits(&pod.id)?, Vec::new())?;
     gone(process)?;
+    pod.remove()
+}
+
+/// podinit closes a connection whose other end does not read. Here both ends see it closed; pod and containers go on.
+fn podinit_that_hangs_up(env: &mut Env<'_>) -> Result<()> {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    /// Where podinit finds the connection to the podd that started it.
+    const PODD: i32 = 3;
+    let cri = env.cri()?;
+    let (pod, id) = sleeper(env, "hangup")?;
+    let ends = pod.started(&cri::shell(
+        "ends",
+        "while ! [ -e /end ]; do sleep 0.01; done; exit 9",
+    ))?;
+    let [podinit] = podinits(&pod.id)?[..] else {
+        bail!("not one podinit");
+    };
+    let pid = Pid::from_raw(podinit).context("no pid")?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let connection = pidfd_getfd(&pidfd, PODD, PidfdGetfdFlags::empty())?;
+    cri.sh(&ends, "touch /end")?;
+    rustix::net::shutdown(&connection, rustix::net::Shutdown::Both)?;
+    drop(connection);
+    equal("exit meanwhile", cri.wait_exit(&ends)?.exit_code, 9)?;
+    eventually("execs work again", 10, || Ok(cri.sh(&id, "true").is_ok()))?;
+    equal("pod", pod.status()?.state(), pb::PodSandboxState::SandboxReady)?;
+    equal("podinits", podinits(&pod.id)?, vec![podinit])?;
+    cri.stop(&id, 5)?;
+    equal("exit code", cri.container(&id)?.exit_code, 0)?;
     pod.remove()
 }
 

@@ -26,6 +26,9 @@ use crate::state::store::Pod;
 /// How long a podinit that was asked to end may take before it is killed, and then again.
 const QUIT: Duration = Duration::from_secs(5);
 
+/// How long the death of a podinit may take after its connection closed, which is a part of it.
+const DEATH: Duration = Duration::from_millis(500);
+
 /// Makes the pod's place in the cgroup hierarchy, podinit, namespaces and network; pushes onto `undo` what it has made.
 ///
 /// The pod's record is on disk with phase `Creating`: a podd that comes after a crash takes back what it finds.
@@ -148,19 +151,28 @@ pub fn attend(engine: &Arc<Engine>, id: PodId, keeper: &Arc<Keeper>) {
     let (engine, keeper) = (Arc::downgrade(engine), Arc::clone(keeper));
     tokio::spawn(async move {
         keeper.listen(|state| exits::report(&engine, id, state)).await;
-        lost(&engine, id, &keeper);
+        disconnected(&engine, id, &keeper).await;
     });
 }
 
-/// The connection to a podinit closed. If nobody has taken its keeper, it was not asked to end.
-fn lost(engine: &Weak<Engine>, id: PodId, keeper: &Arc<Keeper>) {
-    // The connection closes a little before there is something to reap.
+/// The connection to a podinit closed. Unless somebody has taken its keeper, podinit was not asked to end: it died, or it
+/// closes a connection that did not take what it had to say, and is waiting for the next one.
+async fn disconnected(engine: &Weak<Engine>, id: PodId, keeper: &Arc<Keeper>) {
+    // The connection of one that dies closes a little before there is something to reap.
     let ended = Arc::clone(keeper);
-    tokio::task::spawn_blocking(move || ended.wait(QUIT));
+    let ended = tokio::task::spawn_blocking(move || ended.wait(DEATH)).await;
+    let died = matches!(ended, Ok(Ok(())));
     let Some(engine) = engine.upgrade() else { return };
-    if engine.native.take_keeper(&id).is_some() {
-        engine.report_pod_lost(id);
+    if engine.native.keeper(&id).is_err() || (!died && engine.connect_again(id).await) {
+        return;
     }
+    let Some(keeper) = engine.native.take_keeper(&id) else {
+        return;
+    };
+    if !died {
+        let _ = tokio::task::spawn_blocking(move || keeper.kill(QUIT)).await;
+    }
+    engine.report_pod_lost(id);
 }
 
 /// The sysctls of the request. A pod with a network of its own also gets any port and ICMP echo without capabilities,

@@ -162,6 +162,21 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes over a pod whose podinit lives and has closed its connection; whether it answers on a new one.
+    pub(super) async fn connect_again(self: &Arc<Self>, id: PodId) -> bool {
+        let Some(pod) = self.snapshot().pod(&id).cloned() else {
+            return false;
+        };
+        let Ok(keeper) = self.find_podinit(&pod).await else {
+            return false;
+        };
+        tracing::warn!(pod = %id, "podinit of the pod has closed its connection and is connected to again");
+        if let Err(e) = self.adopt(&pod, &keeper).await {
+            tell(&e, "cannot catch up with a pod", id);
+        }
+        true
+    }
+
     /// Brings a container's record to what podinit says of it.
     async fn catch_up(
         self: &Arc<Self>,
