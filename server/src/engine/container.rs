@@ -137,11 +137,11 @@ async fn launch(
         .fold(0, |all, (_, bit)| all | bit);
 
     let (killer, wait, ended) = (cgroup.path().clone(), engine.kill_wait(), Arc::clone(engine));
-    let (last, forget) = (Arc::clone(keeper), handle);
+    let (last, forget) = (Arc::clone(keeper), Arc::clone(container));
     undo.push("end the container's processes", async move {
         let root = ended.native.cgroups.clone();
         blocking("CreateContainer", move || kill_and_wait(&root, &killer, wait)).await?;
-        forget_task(&last, forget).await
+        forget_task(&ended, &last, &forget).await
     });
     let request = Request::Launch {
         kind: TaskKind::Container,
@@ -224,13 +224,24 @@ fn kill_and_wait(
     Ok(cgroup.wait_empty(Instant::now() + wait)?)
 }
 
-/// Makes podinit forget a task that has ended or is about to.
-async fn forget_task(keeper: &Keeper, handle: u32) -> Result<(), EngineError> {
-    // Killed, and not collected yet.
-    while !forgets(keeper, handle).await? {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    Ok(())
+/// Makes podinit forget the task of a container whose processes were killed.
+///
+/// # Errors
+/// It does not end in time, or podinit refuses.
+async fn forget_task(engine: &Engine, keeper: &Keeper, container: &Container) -> Result<(), EngineError> {
+    let (waited, handle) = (engine.kill_wait(), container_handle(container.record.handle));
+    let forgotten = async {
+        // Killed, and not collected yet.
+        while !forgets(keeper, handle).await? {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    };
+    let late = |_| EngineError::WillNotDie {
+        container: container.record.id,
+        waited,
+    };
+    tokio::time::timeout(waited, forgotten).await.map_err(late)?
 }
 
 /// Whether podinit knows nothing of a task any more; it keeps one that has not ended.
@@ -395,7 +406,7 @@ pub async fn kill(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<Ki
 /// The step that failed; those after it were tried all the same.
 pub async fn remove(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), EngineError> {
     let forgotten = match engine.native.keeper(&container.record.pod) {
-        Ok(keeper) => forget_task(&keeper, container_handle(container.record.handle)).await,
+        Ok(keeper) => forget_task(engine, &keeper, container).await,
         Err(_) => Ok(()),
     };
     engine.native.release(&container.record.id);
