@@ -107,6 +107,9 @@ fn background_child_does_not_hold_the_answer(env: &mut Env<'_>) -> Result<()> {
         "the answer waited {:?} for a child",
         begun.elapsed()
     );
+    // A probe's timeout is a second. The command has ended long before it, whatever holds its output.
+    let probe = cri.exec(&id, &["sh", "-c", "sleep 30 & exit 4"], 1)?;
+    equal("code of a command that ended in time", probe.exit_code, 4)?;
     cri.stop(&id, 0)?;
     pod.remove()
 }

@@ -46,20 +46,12 @@ pub async fn exec_sync(
     let (running, exited, stdout, stderr) = launched.map_err(|_| EngineError::Panicked("ExecSync"))??;
     let limit = engine.config.limits.exec_sync_output_bytes as usize;
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let ended = until_over(
-        exited,
-        collect(stdout, &mut out, limit),
-        collect(stderr, &mut err, limit),
-    );
-    let state = match timeout {
-        None => ended.await?,
-        Some(limit) => match tokio::time::timeout(limit, ended).await {
-            Ok(state) => state?,
-            Err(_) => {
-                running.kill().await;
-                return Err(NativeError::ExecTimeout(limit.as_secs()).into());
-            }
-        },
+    let reading = async {
+        tokio::join!(collect(stdout, &mut out, limit), collect(stderr, &mut err, limit));
+    };
+    let Some(state) = until_over(exited, reading, timeout).await? else {
+        running.kill().await;
+        return Err(NativeError::ExecTimeout(timeout.unwrap_or_default().as_secs()).into());
     };
     running.over();
     Ok(ExecOutput {
@@ -144,23 +136,36 @@ pub(super) async fn launch(
     })
 }
 
-/// Waits for the exit and the ends of both outputs; for the latter not much longer than for the former.
+/// Waits for the exit, `None` if it does not come within `timeout`, and then for the end of `reading`, but not much
+/// longer: a command that has ended in time did so, whoever still holds its outputs.
 async fn until_over(
     exited: oneshot::Receiver<TaskState>,
-    stdout: impl Future<Output = ()>,
-    stderr: impl Future<Output = ()>,
-) -> Result<TaskState, NativeError> {
-    let reading = async { tokio::join!(stdout, stderr) };
+    reading: impl Future<Output = ()>,
+    timeout: Option<Duration>,
+) -> Result<Option<TaskState>, NativeError> {
     tokio::pin!(reading);
     tokio::pin!(exited);
-    let ended = tokio::select! {
-        _ = &mut reading => exited.await,
-        ended = &mut exited => {
-            let _ = tokio::time::timeout(DRAIN, reading).await;
-            ended
+    let mut read = false;
+    let ended = async {
+        tokio::select! {
+            () = &mut reading => {
+                read = true;
+                exited.await
+            }
+            ended = &mut exited => ended,
         }
     };
-    ended.map_err(|_| NativeError::PodinitGone)
+    let ended = match timeout {
+        None => ended.await,
+        Some(limit) => match tokio::time::timeout(limit, ended).await {
+            Ok(ended) => ended,
+            Err(_) => return Ok(None),
+        },
+    };
+    if !read {
+        let _ = tokio::time::timeout(DRAIN, reading).await;
+    }
+    ended.map(Some).map_err(|_| NativeError::PodinitGone)
 }
 
 /// The exit code of a command that has ended.
