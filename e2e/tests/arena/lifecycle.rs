@@ -14,6 +14,7 @@ use tonic::Code;
 
 use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines, refused, skip};
 use crate::sandbox::now;
+use crate::stats::cgroup;
 
 cases!("lifecycle":
     states_and_times, exit_codes_and_reasons, created_container_does_not_run, command_that_is_not_there,
@@ -21,7 +22,7 @@ cases!("lifecycle":
     remove_running_container, remove_twice, whole_process_tree_dies, list_filters, status_tells_what_was_asked,
     same_request_same_id, changed_request_is_refused, next_attempt_is_another_container, environment,
     working_directory, arguments_are_kept_exactly, orphans_are_reaped,
-    process_numbers_come_back, files_that_resist);
+    process_numbers_come_back, files_that_resist, no_cgroup_of_what_is_over);
 
 fn states_and_times(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("states")?);
@@ -531,4 +532,17 @@ fn files_that_resist(env: &mut Env<'_>) -> Result<()> {
     eventually("the trash is empty", 10, || {
         Ok(fs::read_dir(&trash)?.next().is_none())
     })
+}
+
+/// cAdvisor counts what has a cgroup, and the kubelet keeps the last end of each container.
+fn no_cgroup_of_what_is_over(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("uncounted")?);
+    let id = pod.started(&cri::shell("c", "sleep 100000"))?;
+    let place = cgroup(&cri, &id)?;
+    ensure!(place.exists(), "{} is none", place.display());
+    cri.stop(&id, 0)?;
+    eventually("the cgroup is gone", 5, || Ok(!place.exists()))?;
+    equal("state", cri.container(&id)?.state(), ContainerExited)?;
+    cri.remove_ctr(&id)?;
+    pod.remove()
 }

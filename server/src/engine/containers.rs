@@ -6,7 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use podd_images::Image;
@@ -443,14 +443,28 @@ impl Engine {
         });
     }
 
+    /// Records what happened to a container. One that is over loses its cgroup when that is on disk, and not before, as
+    /// memory.events are asked again after a crash. cAdvisor would go on counting a dead container, and init containers
+    /// stay as long as their pod.
     pub(super) async fn apply(&self, id: ContainerId, event: ContainerEvent) -> Result<(), EngineError> {
-        let state = Arc::clone(&self.state);
-        blocking("recording a container's state", move || {
-            state
-                .container_event(&id, event)
-                .map(drop)
-                .map_err(|e| EngineError::of_container(id, e))
-        })
+        let (state, cgroups) = (Arc::clone(&self.state), self.native.cgroups.clone());
+        let over = matches!(event, ContainerEvent::Exited(_));
+        let cgroup = self
+            .snapshot()
+            .container(&id)
+            .and_then(|c| c.record.cgroup.clone());
+        blocking(
+            "recording a container's state",
+            move || -> Result<(), EngineError> {
+                let applied = state.container_event(&id, event);
+                applied.map_err(|e| EngineError::of_container(id, e))?;
+                if let Some(Ok(path)) = cgroup.filter(|_| over).map(|path| path.parse()) {
+                    // What cannot be removed yet, RemoveContainer removes, or says why not.
+                    let _ = cgroups.remove(&path, Instant::now());
+                }
+                Ok(())
+            },
+        )
         .await
     }
 }
