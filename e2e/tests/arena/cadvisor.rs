@@ -50,7 +50,11 @@ fn answers_of_its_kind(env: &mut Env<'_>) -> Result<()> {
         equal("driver", info["cgroup_driver"].as_str(), Some("cgroupfs"))?;
         equal("storage", info["storage_driver"].as_str(), Some("podd"))?;
 
-        let (cri, pod) = (env.cri()?, env.pod("asked")?);
+        let cri = env.cri()?;
+        let mut sandbox = cri::pod_config("asked");
+        let name = ("io.kubernetes.pod.name".to_owned(), "asked".to_owned());
+        sandbox.labels.extend([name]);
+        let pod = Pod::run(&cri, sandbox)?;
         let mut config = cri::shell("c", "sleep 1000");
         config
             .labels
@@ -76,7 +80,6 @@ fn answers_of_its_kind(env: &mut Env<'_>) -> Result<()> {
         described(&cri, &pod, &config, &id)?;
         for (method, path, status) in [
             ("GET", format!("/containers/{}", "0".repeat(64)), 404),
-            ("GET", format!("/containers/{}", pod.id), 404),
             ("GET", format!("/containers/{id}/../info"), 404),
             ("GET", "/containers/".to_owned(), 404),
             ("GET", "/".to_owned(), 404),
@@ -84,14 +87,41 @@ fn answers_of_its_kind(env: &mut Env<'_>) -> Result<()> {
         ] {
             equal(&path, ask(method, &path)?.status, status)?;
         }
+        // The pod's network: of a container POD, by any process in it.
+        let network = told(&format!("/containers/{}", pod.id))?;
+        equal(
+            "process in the network",
+            &network["pid"],
+            &told(&format!("/containers/{id}"))?["pid"],
+        )?;
+        let labels = &network["labels"];
+        equal(
+            "container",
+            labels["io.kubernetes.container.name"].as_str(),
+            Some("POD"),
+        )?;
+        equal(
+            "label of the pod",
+            labels["io.kubernetes.pod.name"].as_str(),
+            Some("asked"),
+        )?;
+        let counted = dir.with_file_name(format!("crio-{}.scope", pod.id));
+        ensure!(
+            counted.join("cgroup.procs").exists(),
+            "{} is none",
+            counted.display()
+        );
+
         cri.stop(&id, 0)?;
         let over = told(&format!("/containers/{id}"))?;
         equal("process of one that is over", over["pid"].as_i64(), Some(0))?;
-        left = Some((pod, cri::shell("d", "sleep 1000")));
+        let over = told(&format!("/containers/{}", pod.id))?;
+        equal("process of a network without one", over["pid"].as_i64(), Some(0))?;
+        left = Some((pod, cri::shell("d", "sleep 1000"), counted));
         Ok(())
     })?;
     // A podd that is not asked for it goes on with what has such names, and gives no more.
-    let (cri, (pod, config)) = (env.cri()?, left.context("no pod")?);
+    let (cri, (pod, config, counted)) = (env.cri()?, left.context("no pod")?);
     ensure!(UnixStream::connect(SOCKET).is_err(), "somebody still answers");
     let id = pod.started(&config)?;
     ensure!(
@@ -101,6 +131,10 @@ fn answers_of_its_kind(env: &mut Env<'_>) -> Result<()> {
     );
     fs::remove_file(SOCKET)?;
     fs::remove_dir("/var/run/crio")?;
+    cri.stop_pod_sandbox(pb::StopPodSandboxRequest {
+        pod_sandbox_id: pod.id.clone(),
+    })?;
+    ensure!(!counted.exists(), "{} is left", counted.display());
     pod.remove()
 }
 

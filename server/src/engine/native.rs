@@ -246,6 +246,11 @@ impl Native {
         }
     }
 
+    /// Whether cAdvisor is to find pods and containers.
+    pub(super) fn asked_by_cadvisor(&self) -> bool {
+        self.crio_names
+    }
+
     /// Where a container's cgroup is, within its pod's; one whose record does not say it yet.
     pub(super) fn container_cgroup(&self, pod: &Pod, id: &ContainerId) -> Result<CgroupPath, NativeError> {
         self.cgroup_named(pod, id, self.crio_names)

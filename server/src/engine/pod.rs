@@ -49,6 +49,9 @@ pub async fn start(
             .map_err(EngineError::NetworkNotReady)?;
     }
     let keeper = settle_in(engine, pod, &place, undo).await?;
+    if engine.native.asked_by_cadvisor() && config.namespaces.network == Share::Pod {
+        make_counted(engine, counted_place(&id, place.cgroup())?, undo).await?;
+    }
     let metrics = &engine.metrics;
     let waiting = make_waiting(engine, pod, &place, undo).await?;
     let netns = make_namespaces(engine, &keeper, pod, waiting.as_ref().map(AsFd::as_fd));
@@ -200,6 +203,24 @@ fn sysctls(config: &PodConfig) -> Vec<(String, String)> {
 /// kubelet finds the pause container of other runtimes there.
 fn waiting_place(id: &PodId, pod: &CgroupPath) -> Result<CgroupPath, NativeError> {
     Ok(pod.join(id.as_str())?)
+}
+
+/// The empty cgroup by which cAdvisor finds a pod, to count its network, in the name it takes for one of CRI-O.
+fn counted_place(id: &PodId, pod: &CgroupPath) -> Result<CgroupPath, NativeError> {
+    Ok(pod.join(&format!("crio-{id}.scope"))?)
+}
+
+async fn make_counted(engine: &Arc<Engine>, path: CgroupPath, undo: &mut Undo) -> Result<(), EngineError> {
+    let (root, made, wait) = (engine.native.cgroups.clone(), path.clone(), engine.kill_wait());
+    undo.push_blocking("remove the cgroup for cAdvisor", {
+        let root = root.clone();
+        move || root.remove(&made, Instant::now() + wait)
+    });
+    blocking("RunPodSandbox", move || -> Result<(), NativeError> {
+        root.create(&path)?;
+        Ok(())
+    })
+    .await
 }
 
 /// Makes the cgroup of a pod's pid 1, if it is to have one.
@@ -429,12 +450,23 @@ pub async fn stop(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), EngineErro
         }
         None => Ok(()),
     };
-    let socket = engine.native.socket_path(&id);
-    let removed = blocking("StopPodSandbox", move || remove_file(&socket)).await;
+    let removed = remove_small_things(engine, pod).await;
     ended?;
     waiting?;
     detached?;
     removed
+}
+
+/// Removes podinit's socket, and the cgroup for cAdvisor, which a podd with another configuration may have made.
+async fn remove_small_things(engine: &Arc<Engine>, pod: &Pod) -> Result<(), EngineError> {
+    let socket = engine.native.socket_path(&pod.record.id);
+    let counted = counted_place(&pod.record.id, &engine.native.pod_cgroup(pod)?)?;
+    let (root, deadline) = (engine.native.cgroups.clone(), Instant::now() + engine.kill_wait());
+    blocking("StopPodSandbox", move || -> Result<(), NativeError> {
+        root.end(&counted, deadline)?;
+        remove_file(&socket)
+    })
+    .await
 }
 
 /// Ends the pod's pid 1 where podinit has not, and removes its cgroup.

@@ -5,6 +5,10 @@
 //! `GET /containers/ID` for each cgroup whose name is that of a container of CRI-O (google/cadvisor,
 //! container/crio). Where this socket is asked for, podd's cgroups have such names
 //! (`engine::native`).
+//!
+//! The network of a pod cAdvisor counts for a container `POD` of it, of whose process it reads /proc/PID/net/dev. So
+//! each pod with a network of its own has an empty cgroup besides (`engine::pod`), and any of its containers that runs
+//! lends the process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +21,9 @@ use tokio::task::JoinHandle;
 use crate::config::CgroupDriver;
 use crate::engine::Engine;
 use crate::http::{self, Answer};
+use crate::model::Share;
 use crate::state::phase::ContainerPhase;
-use crate::state::store::{Container, Pod};
+use crate::state::store::{Container, Pod, Snapshot};
 
 /// Most connections at a time.
 const CLIENTS: usize = 16;
@@ -79,9 +84,14 @@ fn info(engine: &Engine) -> Value {
     })
 }
 
-/// A container, from the moment it has a cgroup: cAdvisor sees that as soon as it is made.
+/// A container or a pod, from the moment it has a cgroup: cAdvisor sees that as soon as it is made.
 fn container(engine: &Engine, id: &str) -> Answer {
     let snapshot = engine.snapshot();
+    if let Some(pod) = id.parse().ok().and_then(|id| snapshot.pod(&id))
+        && pod.config.namespaces.network == Share::Pod
+    {
+        return json_answer(&network(&snapshot, pod));
+    }
     let found = id.parse().ok().and_then(|id| snapshot.container(&id));
     let pod = found.and_then(|container| snapshot.pod(&container.record.pod));
     match found.zip(pod) {
@@ -90,17 +100,45 @@ fn container(engine: &Engine, id: &str) -> Answer {
     }
 }
 
-fn described(engine: &Engine, container: &Container, pod: &Pod) -> Value {
-    let (record, config) = (&container.record, &container.config);
-    let pid = match record.phase {
+/// What stands for a pod's network. cAdvisor asks again for a process while it is told 0, and when that process is gone.
+fn network(snapshot: &Snapshot, pod: &Pod) -> Value {
+    let mut labels = pod.config.labels.clone();
+    labels.insert("io.kubernetes.container.name".to_owned(), "POD".to_owned());
+    let mut pids = snapshot.containers_of(&pod.record.id).map(|c| process(c));
+    let record = &pod.record;
+    json!({
+        "name": format!("k8s_POD_{}_{}_{}_{}", record.name, record.namespace, record.uid, record.attempt),
+        "pid": pids.find(|pid| *pid != 0).unwrap_or(0),
+        "image": "",
+        "created_time": record.created_at,
+        "labels": labels,
+        "annotations": pod.config.annotations,
+        "log_path": "",
+        "root": "",
+        "ip_address": addresses(pod).first(),
+        "ip_addresses": addresses(pod),
+    })
+}
+
+/// A container's first process, 0 while there is none.
+fn process(container: &Container) -> i32 {
+    match container.record.phase {
         ContainerPhase::Created { pid } | ContainerPhase::Running { pid, .. } => pid,
         ContainerPhase::Creating | ContainerPhase::Exited(_) => 0,
-    };
+    }
+}
+
+fn addresses(pod: &Pod) -> Vec<String> {
     let attachment = pod.record.attachment.iter();
-    let addresses: Vec<String> = attachment
+    attachment
         .flat_map(|attachment| &attachment.addresses)
         .map(|address| address.address.to_string())
-        .collect();
+        .collect()
+}
+
+fn described(engine: &Engine, container: &Container, pod: &Pod) -> Value {
+    let (record, config) = (&container.record, &container.config);
+    let addresses = addresses(pod);
     let name = format!(
         "k8s_{}_{}_{}_{}_{}",
         record.name, pod.record.name, pod.record.namespace, pod.record.uid, record.attempt
@@ -112,7 +150,7 @@ fn described(engine: &Engine, container: &Container, pod: &Pod) -> Value {
     let records = engine.state.records();
     json!({
         "name": name,
-        "pid": pid,
+        "pid": process(container),
         "image": image,
         "created_time": record.created_at,
         "labels": config.labels,
