@@ -4,6 +4,7 @@
 //! [`state`] remembers it. Nothing below `cri` sees a message of the CRI.
 
 pub mod apparmor;
+mod authority;
 pub mod cdi;
 pub mod cli;
 pub mod config;

@@ -18,10 +18,12 @@ use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tracing::{error, info, warn};
 
+use crate::authority::Lenient;
 use crate::config::Config;
 use crate::cri::layers::Observe;
 use crate::cri::{Cri, request};
@@ -198,11 +200,12 @@ pub async fn serve(
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
     let mut told = stopping.clone();
+    let clients = UnixListenerStream::new(listener).map(|accepted| accepted.map(Lenient::new));
     let server = Server::builder()
         .layer(observe)
         .add_service(runtime)
         .add_service(images)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(clients, async move {
             // An error means that nobody is left who could tell: stop as well.
             let _ = told.wait_for(|stop| *stop).await;
             engine.state.feed().close();

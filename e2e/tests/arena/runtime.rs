@@ -1,17 +1,21 @@
 //! Version, Status, RuntimeConfig, UpdateRuntimeConfig, and the socket itself.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use podd_e2e::cri;
 use podd_e2e::podd::{RUN_DIR, SOCKET, STATE_DIR};
 use podd_proto::v1 as pb;
 
 use crate::case::{Env, cases, equal};
 
-cases!("runtime": version, status, cgroup_driver, pod_range, socket_mode, no_other_door);
+cases!("runtime": version, status, cgroup_driver, pod_range, socket_mode, no_other_door,
+    authority_of_a_path);
 
 fn version(env: &mut Env<'_>) -> Result<()> {
     let said = env.cri()?.version(pb::VersionRequest::default())?;
@@ -42,6 +46,61 @@ fn status(env: &mut Env<'_>) -> Result<()> {
         "the default handler is not listed"
     );
     said.features.context("no features").map(drop)
+}
+
+/// What gRPC clients say that have no host to name: the path of the socket, percent-encoded and in Huffman's code (RFC
+/// 7541), percent-encoded, or as it is; by the field's index, or, as the C family does, by its name.
+fn authority_of_a_path(_: &mut Env<'_>) -> Result<()> {
+    let encoded = b"\x93\x54\x58\x6c\xb6\xa5\x45\x86\xb3\xc9\x22\xa2\xc3\x59\xe4\x91\x74\x1c\x9d\x7f";
+    for authority in [
+        &[&[0x41][..], encoded].concat()[..],
+        b"\x40\x0a:authority\x19%2Frun%2Fpodd%2Fpodd.sock",
+        b"\x41\x13/run/podd/podd.sock",
+        b"\x41\x09localhost",
+    ] {
+        let answer = version_from(authority).with_context(|| format!("authority {authority:x?}"))?;
+        ensure!(answer.windows(4).any(|w| w == b"podd"), "answered {answer:x?}");
+    }
+    Ok(())
+}
+
+/// The message that answers a Version request with this `:authority`, a field as HPACK has it.
+fn version_from(authority: &[u8]) -> Result<Vec<u8>> {
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap_or(u8::MAX);
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let block = [
+        b"\x83\x86\x44\x22/runtime.v1.RuntimeService/Version",
+        authority,
+        b"\x40\x0ccontent-type\x10application/grpc\x40\x02te\x08trailers",
+    ]
+    .concat();
+    let request = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(HEADERS, 4, 1, &block),
+        frame(DATA, 1, 1, &[0; 5]),
+    ];
+    let mut stream = UnixStream::connect(SOCKET)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(&request.concat())?;
+    let mut answer = Vec::new();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let [_, high, low, kind, flags, ..] = head;
+        let mut payload = vec![0; usize::from(u16::from_be_bytes([high, low]))];
+        stream.read_exact(&mut payload)?;
+        match kind {
+            DATA => answer.extend(payload),
+            HEADERS if flags & 1 != 0 => return Ok(answer),
+            3 | 7 => bail!("refused by frame {kind}: {payload:x?}"),
+            _ => {}
+        }
+    }
 }
 
 fn cgroup_driver(env: &mut Env<'_>) -> Result<()> {
