@@ -45,7 +45,22 @@ fn status(env: &mut Env<'_>) -> Result<()> {
         said.runtime_handlers.iter().any(|h| h.name.is_empty()),
         "the default handler is not listed"
     );
-    said.features.context("no features").map(drop)
+    said.features.context("no features")?;
+    // Where clients of other runtimes look for it.
+    let config = said.info.get("config").context("no configuration")?;
+    let config: serde_json::Value = serde_json::from_str(config)?;
+    equal(
+        "longest line",
+        &config["maxContainerLogLineSize"],
+        &(16 << 10).into(),
+    )?;
+    equal("root", &config["rootDir"], &STATE_DIR.into())?;
+    equal("state", &config["stateDir"], &RUN_DIR.into())?;
+    equal(
+        "the same, as podd names it",
+        &config["state_dir"],
+        &STATE_DIR.into(),
+    )
 }
 
 /// What gRPC clients say that have no host to name: the path of the socket, percent-encoded and in Huffman's code (RFC

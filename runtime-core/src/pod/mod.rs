@@ -7,6 +7,7 @@ mod socket;
 mod users;
 mod volumes;
 
+pub use podinit::cri_log::MAX_CONTENT;
 pub use podinit::report::{Failure, Identity, Report};
 pub use podinit::volume::MAX_CONTEXT;
 pub use podinit::wire::{

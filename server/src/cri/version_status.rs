@@ -63,17 +63,24 @@ fn condition(kind: &str, reason: &str, ready: Result<(), String>) -> v1::Runtime
     }
 }
 
+/// What podd tells of itself, and under `config`, where clients of other runtimes look, how it is configured; with the
+/// names that those know for what podd has too.
 fn info(engine: &Engine) -> HashMap<String, String> {
     let snapshot = engine.snapshot();
+    let mut config = serde_json::json!(*engine.config);
+    config["maxContainerLogLineSize"] = runtime_core::pod::MAX_CONTENT.into();
+    config["rootDir"] = engine.config.state_dir.to_string_lossy().into();
+    config["stateDir"] = engine.config.run_dir.to_string_lossy().into();
     let info = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "bootId": engine.state.boot_id(),
-        "config": *engine.config,
         "noUserNamespaces": engine.native.user_namespaces_ready().err(),
         "pods": snapshot.pods().count(),
         "containers": snapshot.containers().count(),
     });
-    [("info".to_owned(), info.to_string())].into()
+    [("info", info), ("config", config)]
+        .map(|(key, value)| (key.to_owned(), value.to_string()))
+        .into()
 }
 
 /// RuntimeConfig: the driver that the kubelet has to use.

@@ -149,11 +149,11 @@ impl Cri {
     /// podd does not answer.
     pub fn cgroup_root(&self) -> Result<PathBuf, Failure> {
         let answer = self.status(v1::StatusRequest { verbose: true })?;
-        let info: Option<serde_json::Value> =
-            answer.info.get("info").and_then(|t| serde_json::from_str(t).ok());
-        let root = info
+        let config = answer.info.get("config");
+        let config: Option<serde_json::Value> = config.and_then(|text| serde_json::from_str(text).ok());
+        let root = config
             .as_ref()
-            .and_then(|info| info["config"]["cgroup"]["root"].as_str());
+            .and_then(|config| config["cgroup"]["root"].as_str());
         Ok(PathBuf::from(root.unwrap_or("/sys/fs/cgroup")))
     }
 }

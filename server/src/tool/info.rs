@@ -1,5 +1,7 @@
 //! `podd info`: the daemon behind the socket.
 
+use std::collections::HashMap;
+
 use clap::Args;
 use podd_proto::v1;
 use serde::Serialize;
@@ -90,12 +92,21 @@ fn shown(version: v1::VersionResponse, status: v1::StatusResponse) -> Shown {
             supplemental_groups_policy: features.supplemental_groups_policy,
             mount_options: features.mount_options,
         },
-        info: status
-            .info
-            .get("info")
-            .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or_default(),
+        info: kept(&status.info),
     }
+}
+
+/// What podd tells of itself when it is asked to be verbose, with its configuration.
+fn kept(info: &HashMap<String, String>) -> Value {
+    let read = |key: &str| {
+        info.get(key)
+            .and_then(|text| serde_json::from_str::<Value>(text).ok())
+    };
+    let mut kept = read("info").unwrap_or_default();
+    if let (Some(kept), Some(config)) = (kept.as_object_mut(), read("config")) {
+        kept.insert("config".to_owned(), config);
+    }
+    kept
 }
 
 fn draw(shown: &Shown) -> String {

@@ -32,7 +32,7 @@ pub struct Entry<'a> {
     pub time: &'a str,
     /// The stream.
     pub stream: Stream,
-    /// The line goes on in the next entry of the stream.
+    /// The line goes on in the next entry of the stream, or nothing ended it.
     pub partial: bool,
     /// What the container wrote, without line feed.
     pub content: &'a [u8],
