@@ -129,13 +129,14 @@ fn a_kubelets_pod_and_container_are_taken() {
 }
 
 #[test]
-fn pods_and_containers_need_a_name_that_is_one_word() {
+fn pods_and_containers_need_a_name_on_one_line() {
+    let named = pod_with(|pod| pod.metadata.as_mut().unwrap().name = "my pod/0".into());
+    assert_eq!(named.unwrap().metadata.name, "my pod/0");
     assert_eq!(field(pod_with(|pod| pod.metadata = None)), "config.metadata");
     for (bad, path) in [
         ("", "name"),
-        ("a/b", "name"),
-        ("a b", "name"),
         ("a\n", "name"),
+        ("a\0b", "name"),
         (&"x".repeat(254), "name"),
     ] {
         let pod = pod_with(|pod| pod.metadata.as_mut().unwrap().name = bad.into());
