@@ -15,7 +15,7 @@ type Change<T> = (&'static str, Code, fn(&mut T));
 
 fn pods(env: &mut Env<'_>) -> Result<()> {
     let cri = env.cri()?;
-    let table: [Change<pb::RunPodSandboxRequest>; 9] = [
+    let table: [Change<pb::RunPodSandboxRequest>; 10] = [
         ("unknown handler", Code::InvalidArgument, |r| {
             r.runtime_handler = "no-such-handler".to_owned()
         }),
@@ -36,6 +36,11 @@ fn pods(env: &mut Env<'_>) -> Result<()> {
         }),
         ("host name with a slash", Code::InvalidArgument, |r| {
             config(r).hostname = "a/b".to_owned()
+        }),
+        ("host name that is the node's", Code::InvalidArgument, |r| {
+            let linux = config(r).linux.get_or_insert_default();
+            let security = linux.security_context.get_or_insert_default();
+            security.namespace_options.get_or_insert_default().network = pb::NamespaceMode::Node.into();
         }),
     ];
     for (what, code, change) in table {

@@ -334,6 +334,7 @@ fn network_as_the_pod_sees_it(env: &mut Env<'_>) -> Result<()> {
     }
     pod.remove()?;
     let mut config = cri::pod_config("host");
+    config.hostname = String::new();
     let linux = config.linux.get_or_insert_default();
     let options = linux.security_context.get_or_insert_default();
     options.namespace_options.get_or_insert_default().network = pb::NamespaceMode::Node.into();

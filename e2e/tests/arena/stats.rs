@@ -353,6 +353,7 @@ fn network_as_the_pod_sees_it(env: &mut Env<'_>) -> Result<()> {
 fn host_network_has_none(env: &mut Env<'_>) -> Result<()> {
     let cri = env.cri()?;
     let mut config = cri::pod_config("host");
+    config.hostname = String::new();
     let security = config
         .linux
         .get_or_insert_default()

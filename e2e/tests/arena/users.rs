@@ -331,6 +331,7 @@ fn host_network(env: &mut Env<'_>) -> Result<()> {
     let probe = pod(env, "probe")?;
     probe.remove()?;
     let mut asked = config("host", ROOT);
+    asked.hostname = String::new();
     let linux = asked.linux.get_or_insert_default();
     let security = linux.security_context.get_or_insert_default();
     security.namespace_options.get_or_insert_default().network = pb::NamespaceMode::Node.into();

@@ -11,7 +11,7 @@ use prost::Message as _;
 use super::fault::Fault;
 use crate::engine::inflight::Fingerprint;
 use crate::engine::{CreateContainer, RunPod};
-use crate::model::{ContainerConfig, PodConfig, Resources};
+use crate::model::{ContainerConfig, PodConfig, Resources, Share};
 use crate::state::recover::Decode;
 
 /// How the requests kept in records are read again.
@@ -25,6 +25,16 @@ pub const DECODE: Decode = Decode {
 /// # Errors
 /// The field that is wrong, or asks for what podd does not do.
 pub fn run_pod(request: v1::RunPodSandboxRequest) -> Result<RunPod, Fault> {
+    let run = read_pod(request)?;
+    // Not asked of the record of a pod that runs: no restart of podd may lose one.
+    if run.config.namespaces.network == Share::Node && run.config.hostname.is_some() {
+        let what = "is given, but the pod has the node's name, as it has its network";
+        return Err(Fault::invalid("config.hostname", what));
+    }
+    Ok(run)
+}
+
+fn read_pod(request: v1::RunPodSandboxRequest) -> Result<RunPod, Fault> {
     let encoded = request.encode_to_vec();
     let fingerprint = pod_fingerprint(request.clone());
     let handler = request.runtime_handler.clone();
@@ -73,7 +83,7 @@ pub fn resources(
 
 fn decode_pod(bytes: &[u8]) -> Result<PodConfig, String> {
     let request = v1::RunPodSandboxRequest::decode(bytes).map_err(|e| e.to_string())?;
-    run_pod(request).map(|r| r.config).map_err(|e| e.to_string())
+    read_pod(request).map(|r| r.config).map_err(|e| e.to_string())
 }
 
 fn decode_container(bytes: &[u8]) -> Result<ContainerConfig, String> {
