@@ -12,18 +12,25 @@ use tracing::Span;
 use super::fault::Fault;
 use super::list::{self, Calls};
 use super::{Messages, convert, filter, image};
-use crate::engine::Engine;
 use crate::engine::stats::{self, ContainerUsage, GroupUsage, LayerUsage, PodUsage};
+use crate::engine::{Engine, EngineError};
 use crate::state::phase::PodPhase;
 use crate::state::store::{Container, Pod};
 
-/// ContainerStats. A container that is over is answered with what is left of its counters.
+/// ContainerStats.
 pub async fn container(
     engine: &Arc<Engine>,
     request: &v1::ContainerStatsRequest,
 ) -> Result<v1::ContainerStatsResponse, Fault> {
     Span::current().record("container", &request.container_id);
     let found = engine.find_container(&request.container_id)?;
+    if !stats::counts(&found) {
+        return Err(Arc::new(EngineError::NotRunning {
+            container: found.record.id,
+            phase: found.record.phase.name(),
+        })
+        .into());
+    }
     let usage = engine.containers_usage(vec![found]).await.map_err(Arc::new)?;
     let mountpoint = image::mountpoints(engine).1;
     Ok(v1::ContainerStatsResponse {

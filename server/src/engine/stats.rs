@@ -159,7 +159,7 @@ impl Stats {
     }
 }
 
-/// Whether lists of statistics show a container: those that are over use nothing any more.
+/// Whether there are statistics of a container: one that is over uses nothing any more.
 #[must_use]
 pub fn counts(container: &Container) -> bool {
     match container.record.phase {
@@ -169,7 +169,7 @@ pub fn counts(container: &Container) -> bool {
 }
 
 impl Engine {
-    /// What these containers use. Of one that is over: what it had used in the end, while its cgroup exists.
+    /// What these containers use.
     ///
     /// # Errors
     /// A defect in podd.
