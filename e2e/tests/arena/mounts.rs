@@ -454,6 +454,7 @@ fn part_of_an_image(env: &mut Env<'_>) -> Result<()> {
         let config = with("true", vec![image_mount(&image, missing)]);
         let answer = cri.create(&pod.id, &pod.config, &config);
         let said = answer.expect_err("a part that the image lacks was mounted");
+        equal("code", said.code(), Code::InvalidArgument)?;
         contains("names it", said.message(), missing)?;
     }
     let climbs = with("true", vec![image_mount(&image, "../etc")]);

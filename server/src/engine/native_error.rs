@@ -133,7 +133,7 @@ pub enum NativeError {
     Step {
         /// What the step does and to what, in the imperative.
         doing: String,
-        /// Whether it is the command that is wrong, not the host.
+        /// Whether it is the command or a sub path that is wrong, not the host.
         command: bool,
         /// The kernel's answer.
         source: io::Error,

@@ -1,5 +1,6 @@
 //! Plans on their way to a stage, and what a stage's failure means in words.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -30,15 +31,21 @@ pub fn explain(e: NativeError, plan: &[u8]) -> NativeError {
     if let Some(Step::Hook(_)) = step {
         return of_hook(&failure);
     }
-    let command = matches!(
-        step,
-        Some(Step::FindProgram { .. } | Step::Exec { .. } | Step::Identity { .. })
-    );
+    let command = match step {
+        Some(Step::FindProgram { .. } | Step::Exec { .. } | Step::Identity { .. }) => true,
+        Some(Step::MakeLayers { sub_path, .. }) => of_image(sub_path, &failure),
+        _ => false,
+    };
     NativeError::Step {
         doing: doing(step, &failure),
         command,
         source: io::Error::from_raw_os_error(failure.errno.cast_signed()),
     }
+}
+
+/// Whether layers could not be mounted for want of what the request names in them.
+fn of_image(sub_path: &CStr, failure: &Failure) -> bool {
+    !sub_path.is_empty() && failure.subject == sub_path.to_bytes()
 }
 
 /// What a stage says of a hook that failed: its name and path and what became of it.
@@ -85,6 +92,9 @@ fn doing(step: Option<&Step<'_>>, failure: &Failure) -> String {
             | Step::MakeNew { .. }
             | Step::RootSlot(_),
         ) => "mount",
+        Some(Step::MakeLayers { sub_path, .. }) if of_image(sub_path, failure) => {
+            "find in the image of a mount"
+        }
         Some(Step::MakeLayers { .. }) => "mount layers of an image",
         Some(Step::MapIds(_)) => "give a volume the ids of the pod (tmpfs needs Linux 6.3)",
         Some(Step::OwnStdio { .. } | Step::Chown { .. }) => "change the owner of",
