@@ -13,6 +13,7 @@ use podd_proto::v1 as pb;
 use tonic::Code;
 
 use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines, refused, skip};
+use crate::resources;
 use crate::sandbox::now;
 use crate::stats::cgroup;
 
@@ -22,7 +23,8 @@ cases!("lifecycle":
     remove_running_container, remove_twice, whole_process_tree_dies, list_filters, status_tells_what_was_asked,
     same_request_same_id, changed_request_is_refused, next_attempt_is_another_container, environment,
     working_directory, arguments_are_kept_exactly, orphans_are_reaped,
-    process_numbers_come_back, files_that_resist, no_cgroup_of_what_is_over);
+    process_numbers_come_back, files_that_resist, no_cgroup_of_what_is_over, a_stop_is_no_lack_of_memory,
+    a_limit_smaller_than_the_set_up);
 
 fn states_and_times(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("states")?);
@@ -544,5 +546,43 @@ fn no_cgroup_of_what_is_over(env: &mut Env<'_>) -> Result<()> {
     eventually("the cgroup is gone", 5, || Ok(!place.exists()))?;
     equal("state", cri.container(&id)?.state(), ContainerExited)?;
     cri.remove_ctr(&id)?;
+    pod.remove()
+}
+
+/// The counter of processes killed for want of memory is never set back: an end of another kind, long after one of them,
+/// is not OOMKilled.
+fn a_stop_is_no_lack_of_memory(env: &mut Env<'_>) -> Result<()> {
+    resources::need(&["memory"])?;
+    let (cri, pod) = (env.cri()?, env.pod("memory")?);
+    let script = "trap '' TERM; (x=a; while :; do x=$x$x; done); touch /met; while :; do sleep 1; done";
+    let mut config = cri::shell("c", script);
+    config.linux.get_or_insert_default().resources = Some(pb::LinuxContainerResources {
+        memory_limit_in_bytes: 24 * resources::MIB,
+        // The child alone is killed.
+        unified: HashMap::from([("memory.oom.group".to_owned(), "0".to_owned())]),
+        ..Default::default()
+    });
+    let id = pod.started(&config)?;
+    eventually("a child is killed", 60, || {
+        Ok(cri.sh(&id, "test -e /met").is_ok())
+    })?;
+    let events = fs::read_to_string(cgroup(&cri, &id)?.join("memory.events"))?;
+    contains("memory.events", &events, "oom_kill 1")?;
+    cri.stop(&id, 1)?;
+    let status = cri.container(&id)?;
+    equal("end", (status.exit_code, status.reason.as_str()), (137, "Error"))?;
+    pod.remove()
+}
+
+/// What a container may use is what its application may use: to build it may take more.
+fn a_limit_smaller_than_the_set_up(env: &mut Env<'_>) -> Result<()> {
+    resources::need(&["memory"])?;
+    let pod = env.pod("floor")?;
+    let mut config = cri::command("c", &["echo", "runs"]);
+    config.linux.get_or_insert_default().resources = Some(pb::LinuxContainerResources {
+        memory_limit_in_bytes: resources::MIB,
+        ..Default::default()
+    });
+    equal("output", pod.output(&config)?.as_str(), "runs\n")?;
     pod.remove()
 }

@@ -50,6 +50,8 @@ const WALK: &[&str] = &[
     "lifecycle::states_and_times",
     "lifecycle::whole_process_tree_dies",
     "lifecycle::stop_is_forced_after_grace",
+    "lifecycle::a_stop_is_no_lack_of_memory",
+    "lifecycle::a_limit_smaller_than_the_set_up",
     "exec::streams_and_code",
     "exec::same_world_as_the_container",
     "exec::timeout_kills_everything",

@@ -35,8 +35,8 @@ const STORE: &str = "/store";
 /// A directory of a container that stays empty.
 const EMPTY: &str = "empty";
 
-/// How long a volume may take to answer.
-const VOLUME_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the disk of a volume or a log may take to answer.
+pub(super) const VOLUME_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What a stage gets, and what is written to the cgroup when it is ready.
 #[derive(Debug)]

@@ -3,24 +3,26 @@
 //! Owns the kernel steps; `containers` owns their order among other operations, the records and the names.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podd_images::{Image, LayerHold};
 use runtime_core::cgroup::{Cgroup, CgroupPath, Phase};
 use runtime_core::pod::{Report, Request, Role, TaskKind, TaskPhase, TaskState, launch_flag};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::build::{self, Build};
 use super::hooks::{self, When};
 use super::keeper::{Keeper, Reply, container_handle};
 use super::log::open_log;
 use super::native::NativeError;
+use super::plans::Stat;
 use super::undo::Undo;
 use super::{Engine, EngineError, blocking, exits, plans};
 use crate::model::{ContainerPid, StopSignal};
 use crate::observe::metrics::Stage;
-use crate::state::phase::Nanos;
+use crate::state::phase::{ContainerPhase, Nanos};
 use crate::state::record::Identity;
 use crate::state::store::{Container, Pod};
 
@@ -40,6 +42,8 @@ pub struct Built {
 pub enum Killed {
     /// podinit will report the exit, or has already.
     WillReport,
+    /// podinit does not answer: only the kernel can say when nothing is left.
+    Silent,
     /// No process is left and nobody can say how it ended.
     Unseen,
 }
@@ -63,6 +67,7 @@ pub async fn create(
     let holder = Arc::clone(engine);
     undo.push("release the image", async move {
         holder.native.release(&id);
+        holder.native.execs.forget(&id);
         Ok::<_, NativeError>(())
     });
     let cgroup = make_cgroup(engine, engine.native.container_cgroup(pod, &id)?, undo);
@@ -76,7 +81,13 @@ pub async fn create(
     let built = blocking("CreateContainer", move || {
         build::build(&to_build, &at.0, &at.1, &image)
     });
-    let built = engine.metrics.stage(Stage::Plan, built).await?;
+    let built = engine.metrics.stage(Stage::Plan, built);
+    // It opens files where the kubelet says: a thread that hangs there is left behind, and nobody gets what it opens. What
+    // has a deadline of its own, and names its subject, comes first.
+    let patience = Duration::from_secs(engine.config.timeouts.create_seconds.into());
+    let patience = patience.saturating_add(build::VOLUME_DEADLINE);
+    let built = tokio::time::timeout(patience, built).await;
+    let built = built.map_err(|_| NativeError::CreateTimeout(patience.as_secs()))??;
     cgroup.check(&built.limits).map_err(NativeError::from)?;
     // Before there is a process: the stage only makes nodes, which every set of rules allows, and uses a terminal.
     if let Some(program) = &built.devices {
@@ -224,7 +235,8 @@ fn kill_and_wait(
     Ok(cgroup.wait_empty(Instant::now() + wait)?)
 }
 
-/// Makes podinit forget the task of a container whose processes were killed.
+/// Makes podinit forget the task of a container whose processes were killed. What a podinit remembers that does not
+/// answer, or that waits for the disk of a log, goes with the pod; the number is given to no other container.
 ///
 /// # Errors
 /// It does not end in time, or podinit refuses.
@@ -237,11 +249,22 @@ async fn forget_task(engine: &Engine, keeper: &Keeper, container: &Container) ->
         }
         Ok(())
     };
-    let late = |_| EngineError::WillNotDie {
-        container: container.record.id,
-        waited,
-    };
-    tokio::time::timeout(waited, forgotten).await.map_err(late)?
+    match tokio::time::timeout(waited, forgotten).await {
+        Ok(Err(EngineError::Native(NativeError::PodinitSilent { .. }))) => Ok(()),
+        Ok(forgotten) => forgotten,
+        Err(_) if is_reaped(keeper, handle).await? => Ok(()),
+        Err(_) => Err(EngineError::WillNotDie {
+            container: container.record.id,
+            waited,
+        }),
+    }
+}
+
+/// Whether podinit knows no first process of a task any more, though it may know the task.
+async fn is_reaped(keeper: &Keeper, handle: u32) -> Result<bool, EngineError> {
+    let tasks = keeper.tasks().await?;
+    let task = tasks.iter().find(|task| task.handle == handle);
+    Ok(task.is_none_or(|task| task.pid == 0))
 }
 
 /// Whether podinit knows nothing of a task any more; it keeps one that has not ended.
@@ -265,7 +288,7 @@ async fn forgets(keeper: &Keeper, handle: u32) -> Result<bool, EngineError> {
 pub async fn take_back(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), EngineError> {
     let waited = engine.kill_wait();
     let ended = async {
-        while kill(engine, container).await? == Killed::WillReport {
+        while kill(engine, container).await? != Killed::Unseen {
             tokio::time::sleep(Duration::from_millis(2)).await;
             let keeper = engine.native.keeper(&container.record.pod)?;
             if forgets(&keeper, container_handle(container.record.handle)).await? {
@@ -332,7 +355,8 @@ async fn was_started(keeper: &Keeper, handle: u32, refused: io::Error) -> Result
     .into())
 }
 
-/// Sends a signal to the container's first process; one that is gone counts as done.
+/// Sends a signal to the container's first process; one that is gone counts as done. Where podinit does not answer,
+/// podd sends it.
 ///
 /// # Errors
 /// The signal could not be sent.
@@ -353,8 +377,50 @@ pub async fn signal(
     {
         Ok(_) | Err(NativeError::PodinitGone) => Ok(()),
         Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(ESRCH) => Ok(()),
+        Err(NativeError::PodinitSilent { .. }) => {
+            if let Some(process) = child_of(container, &keeper) {
+                sys::signal::send_to_pidfd(&process, signal.number()).map_err(|errno| {
+                    NativeError::Kernel {
+                        operation: "send a signal",
+                        source: errno.into(),
+                    }
+                })?;
+            }
+            Ok(())
+        }
         Err(e) => Err(e.into()),
     }
+}
+
+/// The container's first process, if it still is the one that podinit started.
+fn child_of(container: &Container, keeper: &Keeper) -> Option<OwnedFd> {
+    let ContainerPhase::Running { pid, .. } = container.record.phase else {
+        return None;
+    };
+    let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Asked when the number cannot become another process any more: nobody but podinit reaps its children.
+    let stat = Stat::read(pid.cast_unsigned()).ok()?;
+    (stat.parent == keeper.process.pid.cast_unsigned()).then_some(pidfd)
+}
+
+/// Waits until the container's cgroup has no live process, for so long. Blocks a thread of its own.
+///
+/// # Errors
+/// There still is one, or the cgroup cannot be read.
+pub async fn wait_empty(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    patience: Duration,
+) -> Result<(), EngineError> {
+    let (waiter, of) = (Arc::clone(engine), Arc::clone(container));
+    let deadline = Instant::now() + patience;
+    blocking("StopContainer", move || -> Result<(), EngineError> {
+        match exits::find_cgroup(&waiter, &of)? {
+            Some(cgroup) => Ok(cgroup.wait_empty(deadline).map_err(NativeError::from)?),
+            None => Ok(()),
+        }
+    })
+    .await
 }
 
 /// Kills every process of the container, without waiting for the exit report.
@@ -367,7 +433,10 @@ pub async fn kill(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<Ki
     let (killer, victim) = (Arc::clone(engine), Arc::clone(container));
     blocking("StopContainer", move || -> Result<(), EngineError> {
         match exits::find_cgroup(&killer, &victim)? {
-            Some(cgroup) => Ok(cgroup.kill().map_err(NativeError::from)?),
+            Some(cgroup) => {
+                victim.lock.killed_after(exits::oom_kills(&cgroup));
+                Ok(cgroup.kill().map_err(NativeError::from)?)
+            }
             None => Ok(()),
         }
     })
@@ -385,8 +454,13 @@ pub async fn kill(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<Ki
         )
         .await
     {
-        // Silent for now: the kernel has killed what is in the cgroup, and the report comes when the log's disk does.
-        Ok(_) | Err(NativeError::PodinitSilent { .. }) => Ok(Killed::WillReport),
+        Ok(_) => Ok(Killed::WillReport),
+        Err(NativeError::PodinitSilent { .. }) => {
+            if let Some(process) = child_of(container, &keeper) {
+                let _ended_meanwhile = sys::signal::send_to_pidfd(&process, SIGKILL.cast_signed());
+            }
+            Ok(Killed::Silent)
+        }
         Err(NativeError::PodinitGone) => Ok(Killed::Unseen),
         Err(NativeError::Podinit { source, .. }) if source.raw_os_error() == Some(ESRCH) => {
             let tasks = keeper.tasks().await?;
@@ -433,7 +507,19 @@ pub async fn reopen_log(engine: &Arc<Engine>, container: &Arc<Container>) -> Res
         return Ok(());
     };
     let of = Arc::clone(container);
-    let Some(log) = blocking("ReopenContainerLog", move || open_log(&pod, &of)).await? else {
+    let opened = async {
+        // A thread that hangs keeps this, so that the next ones wait without a thread.
+        let alone = Arc::clone(&container.lock.log).lock_owned().await;
+        blocking("ReopenContainerLog", move || {
+            let opened = open_log(&pod, &of);
+            drop(alone);
+            opened
+        })
+        .await
+    };
+    let late = |_| NativeError::LogHangs(build::VOLUME_DEADLINE.as_secs());
+    let opened = tokio::time::timeout(build::VOLUME_DEADLINE, opened).await;
+    let Some(log) = opened.map_err(late)?? else {
         return Ok(());
     };
     keeper

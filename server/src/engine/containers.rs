@@ -321,16 +321,29 @@ impl Engine {
         };
         let waited = self.kill_wait();
         let killed = async {
-            if container::kill(self, &found).await? == container::Killed::Unseen {
-                return self.bury_unseen(id).await;
-            }
-            match tokio::time::timeout(waited, self.state.wait_exited(&id)).await {
-                Ok(_) => Ok(()),
-                Err(_) => Err(EngineError::WillNotDie {
+            let patience = match container::kill(self, &found).await? {
+                container::Killed::Unseen => return self.bury_unseen(id).await,
+                container::Killed::Silent => waited,
+                container::Killed::WillReport => {
+                    if tokio::time::timeout(waited, self.state.wait_exited(&id))
+                        .await
+                        .is_ok()
+                    {
+                        return Ok(());
+                    }
+                    Duration::ZERO
+                }
+            };
+            // The kernel says what is alive: a podinit that hangs, or waits for the disk of a log, keeps no container
+            // from being over.
+            if container::wait_empty(self, &found, patience).await.is_err() {
+                return Err(EngineError::WillNotDie {
                     container: id,
                     waited,
-                }),
+                });
             }
+            tracing::warn!(container = %id, "podinit does not say how the container ended");
+            self.bury_unseen(id).await
         };
         self.metrics.stage(Stage::Kill, killed).await
     }

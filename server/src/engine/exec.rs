@@ -10,6 +10,7 @@ use runtime_core::pod::{Request, Role, TaskKind, TaskPhase, TaskState};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::keeper::{Keeper, container_handle};
 use super::native::NativeError;
@@ -40,18 +41,21 @@ pub async fn exec_sync(
         Ok((prepared, Pipe::output()?, Pipe::output()?))
     })
     .await?;
+    let end = timeout.map(|limit| Instant::now() + limit);
+    let late = || EngineError::from(NativeError::ExecTimeout(timeout.unwrap_or_default().as_secs()));
     // In a task of its own: a client that goes away while the command is being started leaves nothing behind, as
-    // what the task returns is dropped.
-    let launched = tokio::spawn(launch_sync(Arc::clone(engine), Arc::clone(container), prepared)).await;
+    // what the task returns is dropped. So it is where a podinit that hangs starts it late.
+    let launched = tokio::spawn(launch_sync(Arc::clone(engine), Arc::clone(container), prepared));
+    let launched = before(end, launched).await.ok_or_else(late)?;
     let (running, exited, stdout, stderr) = launched.map_err(|_| EngineError::Panicked("ExecSync"))??;
     let limit = engine.config.limits.exec_sync_output_bytes as usize;
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let reading = async {
         tokio::join!(collect(stdout, &mut out, limit), collect(stderr, &mut err, limit));
     };
-    let Some(state) = until_over(exited, reading, timeout).await? else {
+    let Some(state) = until_over(exited, reading, end).await? else {
         running.kill().await;
-        return Err(NativeError::ExecTimeout(timeout.unwrap_or_default().as_secs()).into());
+        return Err(late());
     };
     running.over();
     Ok(ExecOutput {
@@ -59,6 +63,14 @@ pub async fn exec_sync(
         stderr: err,
         code: code(state.phase),
     })
+}
+
+/// What comes of a future until `end`, or whenever that is.
+async fn before<T>(end: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match end {
+        None => Some(future.await),
+        Some(end) => tokio::time::timeout_at(end, future).await.ok(),
+    }
 }
 
 pub(super) type Reader = std::io::Result<pipe::Receiver>;
@@ -136,12 +148,12 @@ pub(super) async fn launch(
     })
 }
 
-/// Waits for the exit, `None` if it does not come within `timeout`, and then for the end of `reading`, but not much
+/// Waits for the exit, `None` if it does not come before `end`, and then for the end of `reading`, but not much
 /// longer: a command that has ended in time did so, whoever still holds its outputs.
 async fn until_over(
     exited: oneshot::Receiver<TaskState>,
     reading: impl Future<Output = ()>,
-    timeout: Option<Duration>,
+    end: Option<Instant>,
 ) -> Result<Option<TaskState>, NativeError> {
     tokio::pin!(reading);
     tokio::pin!(exited);
@@ -155,12 +167,8 @@ async fn until_over(
             ended = &mut exited => ended,
         }
     };
-    let ended = match timeout {
-        None => ended.await,
-        Some(limit) => match tokio::time::timeout(limit, ended).await {
-            Ok(ended) => ended,
-            Err(_) => return Ok(None),
-        },
+    let Some(ended) = before(end, ended).await else {
+        return Ok(None);
     };
     if !read {
         let _ = tokio::time::timeout(DRAIN, reading).await;

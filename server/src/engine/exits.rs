@@ -52,7 +52,9 @@ pub fn settle(engine: &Engine, container: &Container, state: TaskState) -> Exit 
         TaskPhase::Exited(status) => (i32::from(status), false),
         TaskPhase::Created | TaskPhase::Running => (super::containers::START_FAILED, false),
     };
-    let out_of_memory = killed && cgroup.is_some_and(|cgroup| oom_killed(&cgroup));
+    // The counter tells of all processes and of all times: what was there before podd killed is not why this one ended.
+    let before = container.lock.oom_kills_before(nanos(state.finished));
+    let out_of_memory = killed && cgroup.is_some_and(|cgroup| oom_kills(&cgroup) > before);
     let reason = if out_of_memory {
         Reason::OOMKilled
     } else {
@@ -103,8 +105,12 @@ fn bury(engine: &Engine, cgroup: &Cgroup) -> Result<(), CgroupError> {
     cgroup.wait_empty(Instant::now() + engine.kill_wait())
 }
 
-fn oom_killed(cgroup: &Cgroup) -> bool {
-    matches!(cgroup.memory_events(), Ok(Some(events)) if events.oom_kill > 0)
+/// Processes in the cgroup and below that the kernel has killed for want of memory.
+pub fn oom_kills(cgroup: &Cgroup) -> u64 {
+    match cgroup.memory_events() {
+        Ok(Some(events)) => events.oom_kill,
+        Ok(None) | Err(_) => 0,
+    }
 }
 
 /// A time of the wire as one of the records.

@@ -23,7 +23,7 @@ pub const POD_HANDLE: u32 = 0;
 /// Handles of execs begin here; podd chooses them anew after a restart, above those that still run.
 const FIRST_EXEC: u32 = 0x8000_0000;
 
-/// How long podinit may take to answer. Its loop waits for nothing but log files: one that hangs must not hang podd.
+/// How long podinit may take to answer. Its loop waits for nothing: one that hangs must not hang podd.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The same for starting a process, which waits for a stage; callers may have less patience.

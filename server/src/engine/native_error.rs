@@ -110,7 +110,7 @@ pub enum NativeError {
     #[error("podinit of the pod is gone: stop and remove the pod")]
     PodinitGone,
     /// podinit does not answer.
-    #[error("podinit did not {operation} within {} s: the disk of its log files may hang", waited.as_secs())]
+    #[error("podinit did not {operation} within {} s: is it stopped, or the machine overloaded?", waited.as_secs())]
     PodinitSilent {
         /// What was asked, in the imperative.
         operation: &'static str,
@@ -151,6 +151,9 @@ pub enum NativeError {
     /// A command did not end in time and was killed.
     #[error("the command did not end within {0} s and was killed")]
     ExecTimeout(u64),
+    /// The directory of a log does not answer.
+    #[error("the container's log could not be opened within {0} s: is its disk reachable?")]
+    LogHangs(u64),
     /// A container was not built in time.
     #[error("the container was not ready within {0} s")]
     CreateTimeout(u64),
@@ -176,6 +179,7 @@ impl NativeError {
             Self::PodinitSilent { .. }
             | Self::Volume(VolumeError::Hangs { .. })
             | Self::ExecTimeout(_)
+            | Self::LogHangs(_)
             | Self::Hook { late: true, .. }
             | Self::CreateTimeout(_) => Kind::DeadlineExceeded,
             Self::Volume(

@@ -5,10 +5,12 @@
 //! its containers exclude each other only per container. Stopping a container and exec take no lock: a long grace
 //! period must not keep the pod from being killed.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+use super::phase::Nanos;
 
 /// What the operations on one pod share.
 #[derive(Debug, Default)]
@@ -35,10 +37,27 @@ impl PodLock {
 pub struct ContainerLock {
     /// Held while the container is started, while its resources are changed, and while it is deleted.
     pub serial: Mutex<()>,
+    /// Held while the log is opened anew.
+    pub log: Arc<Mutex<()>>,
     asked_to_stop: AtomicBool,
+    /// When podd first killed the container, and how many of its processes had been killed for want of memory then.
+    killed: OnceLock<(Nanos, u64)>,
 }
 
 impl ContainerLock {
+    /// Notes that podd kills the container now, of which the kernel has killed so many processes for want of memory.
+    pub fn killed_after(&self, oom_kills: u64) {
+        let _the_first_counts = self.killed.set((super::now(), oom_kills));
+    }
+
+    /// How many of these have nothing to do with an end at `finished`, as podd killed the container before that.
+    pub fn oom_kills_before(&self, finished: Nanos) -> u64 {
+        match self.killed.get() {
+            Some((at, oom_kills)) if *at <= finished => *oom_kills,
+            _ => 0,
+        }
+    }
+
     /// Notes that the stop signal is being sent; true for the first who asks.
     pub fn first_to_ask(&self) -> bool {
         !self.asked_to_stop.swap(true, Ordering::Relaxed)
@@ -58,6 +77,17 @@ mod tests {
         assert!(alone.is_err());
         drop((one, _two));
         let _alone = lock.alone().await;
+    }
+
+    #[test]
+    fn an_end_before_the_kill_is_judged_by_all_that_was_counted() {
+        let lock = ContainerLock::default();
+        let before = super::super::now();
+        assert_eq!(lock.oom_kills_before(before), 0);
+        lock.killed_after(2);
+        lock.killed_after(5);
+        assert_eq!(lock.oom_kills_before(before - 1), 0);
+        assert_eq!(lock.oom_kills_before(super::super::now()), 2);
     }
 
     #[test]
