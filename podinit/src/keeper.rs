@@ -1,9 +1,9 @@
 //! The poll loop: connections from podd, signals, and the fds of every task. One turn handles what epoll names.
 
+use crate::loan::{Loans, Work};
 use crate::output::BUFFER;
-use crate::task::{Caller, Phase, Task, now};
+use crate::task::{Caller, Phase, Task, now, record_exit};
 use alloc::vec::Vec;
-use core::mem::MaybeUninit;
 use podinit::report::{MAX_REPORT, Report};
 use podinit::wire::{
     Answer, MAX_FRAME, Refused, Request, RequestFrame, TaskKind, TaskPhase, TaskState, launch_flag,
@@ -60,6 +60,7 @@ struct Unclaimed {
 }
 
 pub struct Keeper {
+    /// The same that the loop waits on.
     pub epoll: OwnedFd,
     listener: OwnedFd,
     signals: OwnedFd,
@@ -70,6 +71,9 @@ pub struct Keeper {
     pub tasks: Vec<Task>,
     pub namespaces: Namespaces,
     pub null: OwnedFd,
+    pub loans: Loans,
+    /// Counts how often a thread took over from one that hangs.
+    pub turn: u32,
     /// Somebody who stops everything, such as a service manager at shutdown, has sent SIGTERM.
     leaving: bool,
     quit: bool,
@@ -104,6 +108,8 @@ impl Keeper {
             buffer: alloc::vec![0; BUFFER],
             tasks: Vec::new(),
             namespaces: Namespaces::default(),
+            loans: Loans::default(),
+            turn: 0,
             null: rustix::fs::openat(rustix::fs::CWD, c"/null", flags, rustix::fs::Mode::empty())?,
             leaving: false,
             quit: false,
@@ -115,25 +121,17 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// Runs until podd says quit.
-    pub fn run(mut self) -> Result<()> {
-        while !self.quit {
-            let mut space = [MaybeUninit::<epoll::Event>::uninit(); 16];
-            let timeout = self.until_deadline();
-            let ready: Vec<u64> = match epoll::wait(&self.epoll, &mut space, timeout.as_ref()) {
-                Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect(),
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(errno),
-            };
-            for data in ready {
-                self.handle(data);
-            }
-            self.end_waits();
+    /// Whether podd has said quit, or nothing is left to wait for after a SIGTERM.
+    pub fn is_over(&mut self) -> bool {
+        if self.leaving {
+            // Busy until the last container, which was sent the same signal, has ended and is recorded.
+            let _busy_or_ended = self.end();
         }
-        Ok(())
+        self.quit
     }
 
-    fn handle(&mut self, data: u64) {
+    /// What epoll has told.
+    pub fn handle(&mut self, data: u64) {
         #[expect(clippy::cast_possible_truncation, reason = "packed by Source::data")]
         let (number, source) = ((data >> 8) as u32, data as u8);
         match source {
@@ -302,7 +300,7 @@ impl Keeper {
 
     fn signal(&mut self, handle: u32, number: u32) -> Result<()> {
         let task = self.task(handle)?;
-        if matches!(task.phase, Phase::Ended(_)) {
+        if task.is_reaped() {
             return Err(Errno::SRCH);
         }
         let pidfd = task.pidfd.as_ref().ok_or(Errno::SRCH)?;
@@ -311,9 +309,15 @@ impl Keeper {
     }
 
     fn reopen(&mut self, handle: u32, file: Option<OwnedFd>) -> Result<()> {
+        let file = file.ok_or(Errno::INVAL)?;
+        let away = self.log_is_away(handle);
         let task = self.task(handle)?;
-        let (log, file) = (task.log.as_mut().ok_or(Errno::INVAL)?, file.ok_or(Errno::INVAL)?);
-        log.reopen(file);
+        if task.log.is_none() && !away {
+            return Err(Errno::INVAL);
+        }
+        // Before anything else is written.
+        task.reopened = Some(file);
+        self.owe(handle, Work::Pump(0));
         Ok(())
     }
 
@@ -500,10 +504,6 @@ impl Keeper {
         if !self.tasks.iter().any(Task::is_nameless) {
             self.unclaimed.clear();
         }
-        if self.leaving {
-            // Busy until the last container, which was sent the same signal, has ended and is recorded.
-            let _busy_or_ended = self.end();
-        }
     }
 
     /// A task's first process ended: its output is drained, its exit recorded, then everybody is told.
@@ -512,24 +512,43 @@ impl Keeper {
         if self.task(handle).is_ok_and(|task| task.sync.is_some()) {
             self.executed(handle);
         }
-        let mut buffer = core::mem::take(&mut self.buffer);
-        let Some(task) = self.tasks.iter_mut().find(|task| task.handle == handle) else {
-            self.buffer = buffer;
-            return;
-        };
-        for mut output in task.outputs.iter_mut().filter_map(Option::take) {
-            output.pump(&mut task.log, &mut buffer, true);
-            output.close_line(&mut task.log);
-            // podd may hold the same terminal for a client: closing this fd alone would not end the watch.
-            let _ = epoll::delete(&self.epoll, &output.fd);
+        let Ok(task) = self.task(handle) else { return };
+        let recorded = task.record.is_some() || task.log.is_some();
+        // While a log hangs, an end that needs none is told all the same.
+        if recorded && !(self.logs_hang() && self.has_no_log(handle)) {
+            if let Ok(task) = self.task(handle) {
+                task.phase = Phase::Ending;
+            }
+            return self.owe(handle, Work::End(phase, finished));
         }
+        let mut buffer = core::mem::take(&mut self.buffer);
+        if let Some(task) = self.tasks.iter_mut().find(|task| task.handle == handle) {
+            for mut output in task.outputs.iter_mut().filter_map(Option::take) {
+                output.pump(&mut None, &mut buffer, true);
+                // podd may hold the same terminal for a client: closing this fd alone would not end the watch.
+                let _ = epoll::delete(&self.epoll, &*output.fd);
+            }
+            if let Some(directory) = &task.record {
+                record_exit(directory, phase, task.started, finished);
+            }
+        }
+        self.buffer = buffer;
+        self.over(handle, phase, finished);
+    }
+
+    /// Whether nothing of a task is written to a log, or lent for that.
+    pub fn has_no_log(&mut self, handle: u32) -> bool {
+        !self.log_is_away(handle) && self.task(handle).is_ok_and(|task| task.log.is_none())
+    }
+
+    /// Nothing of a task is left to be done.
+    pub fn over(&mut self, handle: u32, phase: TaskPhase, finished: u64) {
+        let Ok(task) = self.task(handle) else { return };
         (task.stdin, task.console, task.log, task.pidfd) = (None, None, None, None);
         task.phase = Phase::Ended(phase);
         task.finished = finished;
-        task.record_exit();
         task.record = None;
         let (state, kind) = (task.state(), task.kind);
-        self.buffer = buffer;
         if kind == TaskKind::Exec {
             self.tasks.retain(|task| task.handle != handle);
         }

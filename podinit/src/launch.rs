@@ -116,6 +116,7 @@ impl Keeper {
             stdin: ends.stdin,
             console: None,
             log: fds.log.map(Log::new),
+            reopened: None,
             record: fds.record,
             started: 0,
             finished: 0,

@@ -1,5 +1,6 @@
 //! podinit: the one small process per pod. It holds the pod's namespaces and its containers' stdio, starts
-//! stages, reaps, records exits and writes logs. It never parses JSON, never threads, never talks to the network.
+//! stages, reaps, records exits and writes logs. It never parses JSON and never talks to the network; a second thread
+//! is there for the case that the disk of a log hangs (turns.rs).
 //!
 //! podd starts it from a sealed memfd as `podinit POD-ID` with these fds:
 //!
@@ -18,12 +19,14 @@ extern crate alloc;
 
 mod keeper;
 mod launch;
+mod loan;
 mod nest;
 mod output;
 mod pump;
 mod relabel;
 mod taps;
 mod task;
+mod turns;
 mod users;
 mod volumes;
 
@@ -64,5 +67,7 @@ fn keep() -> sys::Result<()> {
     let [podd, listener, mounts] = [3, 4, 5].map(sys::rt::inherited);
     let (podd, listener, mounts) = (podd?, listener?, mounts?);
     nest::enter(mounts)?;
-    keeper::Keeper::new(podd, listener)?.run()
+    let keeper = keeper::Keeper::new(podd, listener)?;
+    let epoll = rustix::io::fcntl_dupfd_cloexec(&keeper.epoll, 0)?;
+    turns::run(keeper, epoll)
 }

@@ -2,6 +2,7 @@
 
 use crate::taps::{PAGE, Taps};
 use crate::task::now;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use podinit::cri_log::{PREFIX, Records, Stream, prefix};
 use rustix::fd::OwnedFd;
@@ -18,7 +19,7 @@ const ROUNDS: usize = 32;
 
 /// The reading end of one output.
 pub struct Output {
-    pub fd: OwnedFd,
+    pub fd: Arc<OwnedFd>,
     pub stream: Stream,
     /// Clients that get the same bytes.
     pub taps: Taps,
@@ -31,8 +32,8 @@ pub struct Log {
     file: OwnedFd,
     /// The last write stopped inside a record, so the next one starts on a new line.
     torn: bool,
-    /// Bytes of output that could not be written.
-    dropped: u64,
+    /// Records that could not be written since the last one that could.
+    lost: usize,
 }
 
 /// What a reader found.
@@ -51,7 +52,7 @@ impl Log {
         Self {
             file,
             torn: false,
-            dropped: 0,
+            lost: 0,
         }
     }
 
@@ -83,15 +84,15 @@ impl Log {
             if used == 0 {
                 return records.rest();
             }
-            self.write(&mut pieces[..used]);
+            self.write(stream, &mut pieces[..used]);
         }
     }
 
-    /// Writes all pieces. When the disk refuses, the rest is dropped and counted: a full disk must not stop the
-    /// container (docs/process-model.md).
-    fn write(&mut self, pieces: &mut [IoSlice<'_>]) {
-        if self.torn && writev(&self.file, &[IoSlice::new(b"\n")]) == Ok(1) {
-            self.torn = false;
+    /// Writes records of three pieces each. When the disk refuses, the rest is dropped and counted: a full disk must
+    /// not stop the container (docs/process-model.md).
+    fn write(&mut self, stream: Stream, pieces: &mut [IoSlice<'_>]) {
+        if !self.catch_up(stream) {
+            return self.give_up(pieces, false);
         }
         let mut rest = pieces;
         let mut begun = false;
@@ -108,19 +109,34 @@ impl Log {
         }
     }
 
+    /// Ends what was torn, and says in the log itself how much of it is missing; whether it can be written again.
+    fn catch_up(&mut self, stream: Stream) -> bool {
+        if self.torn {
+            self.torn = writev(&self.file, &[IoSlice::new(b"\n")]) != Ok(1);
+        }
+        if !self.torn && self.lost > 0 {
+            let head = prefix(now(), stream, true);
+            let lost = self.lost;
+            let text = alloc::format!("podd: {lost} lines are missing here: the log could not be written\n");
+            match writev(&self.file, &[IoSlice::new(&head), IoSlice::new(text.as_bytes())]) {
+                Ok(n) if n == PREFIX + text.len() => self.lost = 0,
+                Ok(n) => self.torn = n > 0,
+                Err(_) => {}
+            }
+        }
+        !self.torn && self.lost == 0
+    }
+
     fn give_up(&mut self, rest: &[IoSlice<'_>], begun: bool) {
         self.torn |= begun;
-        self.dropped += rest
-            .iter()
-            .map(|piece| piece.as_slice().len() as u64)
-            .sum::<u64>();
+        self.lost += rest.len().div_ceil(3);
     }
 }
 
 impl Output {
     pub fn new(fd: OwnedFd, stream: Stream) -> Self {
         Self {
-            fd,
+            fd: Arc::new(fd),
             stream,
             taps: Taps::new(),
             held: Vec::new(),
@@ -142,7 +158,7 @@ impl Output {
                 result = Read::Waits;
                 break;
             }
-            let n = match read(&self.fd, &mut buffer[kept..kept + room]) {
+            let n = match read(&*self.fd, &mut buffer[kept..kept + room]) {
                 // A terminal reports the end of its last user as EIO.
                 Ok(0) | Err(Errno::IO) => {
                     result = Read::Ended;
@@ -199,7 +215,10 @@ impl Output {
         let held = core::mem::take(&mut self.held);
         if let (Some(log), false) = (log, held.is_empty()) {
             let head = prefix(now(), self.stream, false);
-            log.write(&mut [IoSlice::new(&head), IoSlice::new(&held), IoSlice::new(b"\n")]);
+            log.write(
+                self.stream,
+                &mut [IoSlice::new(&head), IoSlice::new(&held), IoSlice::new(b"\n")],
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Outputs of containers on their way to the log, and the clients that are attached to them.
 
 use crate::keeper::{Keeper, Source, failed};
+use crate::loan::Work;
 use crate::output::Read;
 use crate::task::{Caller, uptime};
 use alloc::vec::Vec;
@@ -9,23 +10,37 @@ use rustix::event::{Timespec, epoll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, Result};
 
-const SOURCES: [Source; 2] = [Source::Stdout, Source::Stderr];
+/// Where the events of each output come from.
+pub const SOURCES: [Source; 2] = [Source::Stdout, Source::Stderr];
 
 impl Keeper {
     /// Moves what an output has to its log and its clients.
     pub fn pump(&mut self, handle: u32, at: usize) {
+        if !self.has_no_log(handle) {
+            if self.logs_hang() {
+                return self.pause(handle, at);
+            }
+            return self.owe(handle, Work::Pump(at));
+        }
         let mut buffer = core::mem::take(&mut self.buffer);
         let read = match self.task(handle) {
             Ok(task) => task.outputs[at]
                 .as_mut()
-                .map(|output| output.pump(&mut task.log, &mut buffer, false)),
+                .map(|output| output.pump(&mut None, &mut buffer, false)),
             Err(_) => None,
         };
         self.buffer = buffer;
+        if let Some(read) = read {
+            self.pumped(handle, at, &read);
+        }
+    }
+
+    /// What becomes of an output after it was read.
+    pub fn pumped(&mut self, handle: u32, at: usize, read: &Read) {
         match read {
-            Some(Read::Ended) => self.end_output(handle, at),
-            Some(Read::Waits) => self.wait_for_clients(handle, at),
-            Some(Read::Open) | None => {}
+            Read::Ended => self.end_output(handle, at),
+            Read::Waits => self.wait_for_clients(handle, at),
+            Read::Open => {}
         }
     }
 
@@ -33,7 +48,7 @@ impl Keeper {
     fn end_output(&mut self, handle: u32, at: usize) {
         let task = self.tasks.iter().find(|task| task.handle == handle);
         if let Some(output) = task.and_then(|task| task.outputs[at].as_ref()) {
-            let _ = epoll::delete(&self.epoll, &output.fd);
+            let _ = epoll::delete(&self.epoll, &*output.fd);
         }
     }
 
@@ -46,7 +61,7 @@ impl Keeper {
             return;
         };
         output.taps.wait(uptime());
-        let _ = epoll::delete(&self.epoll, &output.fd);
+        let _ = epoll::delete(&self.epoll, &*output.fd);
         for pipe in output.taps.pipes() {
             // Once: the one that has room first would wake this loop until the last one has.
             let flags = epoll::EventFlags::OUT | epoll::EventFlags::ONESHOT;
@@ -82,7 +97,7 @@ impl Keeper {
             let _ = epoll::modify(&self.epoll, pipe, Source::Client.data(handle), none);
         }
         let data = SOURCES[at].data(handle);
-        let _ = epoll::add(&self.epoll, &output.fd, data, epoll::EventFlags::IN);
+        let _ = epoll::add(&self.epoll, &*output.fd, data, epoll::EventFlags::IN);
     }
 
     fn waits(&self) -> impl Iterator<Item = (u32, usize, u64)> {
@@ -136,6 +151,9 @@ impl Keeper {
     fn add_pipes(&mut self, handle: u32, roles: &[Role], fds: Vec<OwnedFd>) -> Result<()> {
         if roles.len() != fds.len() {
             return Err(Errno::INVAL);
+        }
+        if self.log_is_away(handle) {
+            return Err(Errno::BUSY);
         }
         let task = self.tasks.iter_mut().find(|task| task.handle == handle);
         let task = task

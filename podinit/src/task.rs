@@ -27,6 +27,8 @@ pub enum Phase {
     Starting,
     /// The application runs, or the pod's pid 1.
     Running,
+    /// The first process was reaped; its log and its exit record are still being written.
+    Ending,
     /// Ended.
     Ended(TaskPhase),
 }
@@ -52,6 +54,8 @@ pub struct Task {
     /// The terminal of a container for resizing, of an exec until podd has it.
     pub console: Option<OwnedFd>,
     pub log: Option<Log>,
+    /// The file that the log goes on in.
+    pub reopened: Option<OwnedFd>,
     pub record: Option<OwnedFd>,
     pub started: u64,
     pub finished: u64,
@@ -61,7 +65,12 @@ impl Task {
     /// Whether `pid` is its first process. A task that has ended has given its number back, and the kernel may have
     /// given it to another.
     pub fn begins_with(&self, pid: u32) -> bool {
-        self.pid == pid && !matches!(self.phase, Phase::Ended(_))
+        self.pid == pid && !self.is_reaped()
+    }
+
+    /// Whether its first process is no more.
+    pub fn is_reaped(&self) -> bool {
+        matches!(self.phase, Phase::Ending | Phase::Ended(_))
     }
 
     /// Whether its stage has not said yet which process is its first.
@@ -73,14 +82,10 @@ impl Task {
     pub fn state(&self) -> TaskState {
         let phase = match self.phase {
             Phase::Staging | Phase::Gated | Phase::Starting => TaskPhase::Created,
-            Phase::Running => TaskPhase::Running,
+            Phase::Running | Phase::Ending => TaskPhase::Running,
             Phase::Ended(phase) => phase,
         };
-        let pid = if matches!(self.phase, Phase::Ended(_)) {
-            0
-        } else {
-            self.pid
-        };
+        let pid = if self.is_reaped() { 0 } else { self.pid };
         TaskState {
             handle: self.handle,
             pid,
@@ -89,25 +94,22 @@ impl Task {
             finished: self.finished,
         }
     }
+}
 
-    /// Writes the exit record, whole or not at all: `exited|killed STATUS STARTED FINISHED`, times in ns. A podd
-    /// that comes after both podd and podinit died finds it there.
-    pub fn record_exit(&self) {
-        let (Some(directory), Phase::Ended(phase)) = (&self.record, self.phase) else {
-            return;
-        };
-        let (word, status) = match phase {
-            TaskPhase::Killed(signal) => ("killed", signal),
-            TaskPhase::Exited(status) => ("exited", status),
-            TaskPhase::Created | TaskPhase::Running => return,
-        };
-        let text = alloc::format!("{word} {status} {} {}\n", self.started, self.finished);
-        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
-        let written = openat(directory, c"exit.new", flags, Mode::from_raw_mode(0o600))
-            .and_then(|file| rustix::io::write(&file, text.as_bytes()));
-        if written == Ok(text.len()) {
-            let _ = renameat(directory, c"exit.new", directory, c"exit");
-        }
+/// Writes the exit record of a task, whole or not at all: `exited|killed STATUS STARTED FINISHED`, times in ns. A podd
+/// that comes after both podd and podinit died finds it there.
+pub fn record_exit(directory: &OwnedFd, phase: TaskPhase, started: u64, finished: u64) {
+    let (word, status) = match phase {
+        TaskPhase::Killed(signal) => ("killed", signal),
+        TaskPhase::Exited(status) => ("exited", status),
+        TaskPhase::Created | TaskPhase::Running => return,
+    };
+    let text = alloc::format!("{word} {status} {started} {finished}\n");
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
+    let written = openat(directory, c"exit.new", flags, Mode::from_raw_mode(0o600))
+        .and_then(|file| rustix::io::write(&file, text.as_bytes()));
+    if written == Ok(text.len()) {
+        let _ = renameat(directory, c"exit.new", directory, c"exit");
     }
 }
 

@@ -46,8 +46,8 @@ pub struct Child {
 /// `flags` are of [`flag`]; with `cgroup` (a directory of cgroup v2) the child is born in it, and
 /// never runs outside (`CLONE_INTO_CGROUP`, clone(2)).
 ///
-/// Only for programs without threads: another thread's locks would stay locked in the copy. This module
-/// exists without the `std` feature for podinit and stage, which have none.
+/// Only for programs with one thread: another thread's locks would stay locked in the copy. stage has one, and so have
+/// the helpers that podinit's program can be; podinit itself, which may have two, does not fork.
 #[cfg(not(feature = "std"))]
 pub fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Child>> {
     let mut pidfd: i32 = -1;

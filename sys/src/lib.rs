@@ -23,6 +23,8 @@ mod raw;
 pub mod rt;
 pub mod signal;
 pub mod spawn;
+#[cfg(all(feature = "rt", not(feature = "std")))]
+pub mod thread;
 
 pub use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 pub use rustix::io::{Errno, Result};

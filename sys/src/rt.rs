@@ -1,11 +1,12 @@
 //! The run time of a static program without libc: entry point, memory functions, allocator, panic.
 //!
-//! Programs are single-threaded. Use [`entry!`](crate::entry) once in the binary.
+//! Programs have one thread unless they start another ([`crate::thread`]). Use [`entry!`](crate::entry) once in the binary.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::raw::syscall;
 use linux_raw_sys::general::__NR_mmap;
@@ -157,7 +158,23 @@ unsafe extern "C" fn strlen(s: *const u8) -> usize {
 
 /// Free lists of power-of-two blocks from 16 bytes to 64 KiB, carved from chunks of 64 KiB that are mapped when
 /// the first block needs them; larger blocks are mapped alone and never reused.
-struct FreeLists(UnsafeCell<State>);
+struct FreeLists {
+    /// Held for some instructions, so that who waits gives up its turn and no more.
+    taken: AtomicBool,
+    state: UnsafeCell<State>,
+}
+
+impl FreeLists {
+    fn alone<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
+        while self.taken.swap(true, Ordering::Acquire) {
+            rustix::thread::sched_yield();
+        }
+        // SAFETY: one thread at a time is here, and no reference to the state leaves this function.
+        let done = work(unsafe { &mut *self.state.get() });
+        self.taken.store(false, Ordering::Release);
+        done
+    }
+}
 
 struct State {
     heads: [*mut u8; CLASSES],
@@ -169,15 +186,47 @@ const SMALLEST: usize = 4;
 const CLASSES: usize = 13;
 const CHUNK: usize = 64 * 1024;
 
-// SAFETY: programs with this run time have one thread.
+// SAFETY: the state is reached through alone() only.
 unsafe impl Sync for FreeLists {}
 
 #[global_allocator]
-static ALLOCATOR: FreeLists = FreeLists(UnsafeCell::new(State {
-    heads: [core::ptr::null_mut(); CLASSES],
-    bump: core::ptr::null_mut(),
-    left: 0,
-}));
+static ALLOCATOR: FreeLists = FreeLists {
+    taken: AtomicBool::new(false),
+    state: UnsafeCell::new(State {
+        heads: [core::ptr::null_mut(); CLASSES],
+        bump: core::ptr::null_mut(),
+        left: 0,
+    }),
+};
+
+impl State {
+    /// A block of a class; null when there is no memory.
+    fn take(&mut self, class: usize) -> *mut u8 {
+        let head = self.heads[class];
+        if !head.is_null() {
+            // SAFETY: a free block holds the next one's address in its first word.
+            self.heads[class] = unsafe { head.cast::<*mut u8>().read() };
+            return head;
+        }
+        let size = 1usize << (class + SMALLEST);
+        let skip = self.bump.addr().wrapping_neg() % size.min(4096);
+        if self.left < size + skip {
+            self.bump = map(CHUNK);
+            self.left = if self.bump.is_null() { 0 } else { CHUNK };
+            if self.left < size {
+                return core::ptr::null_mut();
+            }
+            self.left -= size;
+            let block = self.bump;
+            self.bump = block.wrapping_add(size);
+            return block;
+        }
+        let block = self.bump.wrapping_add(skip);
+        self.bump = block.wrapping_add(size);
+        self.left -= size + skip;
+        block
+    }
+}
 
 fn class(layout: Layout) -> usize {
     let size = layout.size().max(layout.align()).max(1 << SMALLEST);
@@ -205,31 +254,7 @@ unsafe impl GlobalAlloc for FreeLists {
         if class >= CLASSES {
             return map(layout.size());
         }
-        // SAFETY: one thread, and no reference to the state leaves this function.
-        let state = unsafe { &mut *self.0.get() };
-        let head = state.heads[class];
-        if !head.is_null() {
-            // SAFETY: a free block holds the next one's address in its first word.
-            state.heads[class] = unsafe { head.cast::<*mut u8>().read() };
-            return head;
-        }
-        let size = 1usize << (class + SMALLEST);
-        let skip = state.bump.addr().wrapping_neg() % size.min(4096);
-        if state.left < size + skip {
-            state.bump = map(CHUNK);
-            state.left = if state.bump.is_null() { 0 } else { CHUNK };
-            if state.left < size {
-                return core::ptr::null_mut();
-            }
-            state.left -= size;
-            let block = state.bump;
-            state.bump = block.wrapping_add(size);
-            return block;
-        }
-        let block = state.bump.wrapping_add(skip);
-        state.bump = block.wrapping_add(size);
-        state.left -= size + skip;
-        block
+        self.alone(|state| state.take(class))
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -237,11 +262,11 @@ unsafe impl GlobalAlloc for FreeLists {
         if class >= CLASSES {
             return;
         }
-        // SAFETY: as in alloc.
-        let state = unsafe { &mut *self.0.get() };
-        // SAFETY: the block was handed out for this class, so that it is free now and at least 16 bytes.
-        unsafe { block.cast::<*mut u8>().write(state.heads[class]) };
-        state.heads[class] = block;
+        self.alone(|state| {
+            // SAFETY: the block was handed out for this class, so that it is free now and at least 16 bytes.
+            unsafe { block.cast::<*mut u8>().write(state.heads[class]) };
+            state.heads[class] = block;
+        });
     }
 }
 
