@@ -11,14 +11,15 @@ use podd_e2e::podd::{RUN_DIR, STATE_DIR};
 use podd_proto::v1 as pb;
 use serde_json::json;
 
-use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines};
+use crate::case::{Env, Pod, cases, contains, equal, eventually, log_lines, refused};
 use crate::lifecycle::sleeper;
-use crate::users;
+use crate::{stats, users};
 
 cases!("recovery":
     killed_with_live_pods, exits_meanwhile, exits_outlive_podinit, log_goes_on, images_are_kept, created_container_starts_later,
     orderly_stop_leaves_pods, removal_after_restart, killed_while_creating, old_ids_are_still_joined,
-    podinit_without_a_record, podinit_that_hangs, podinit_that_hangs_up, damaged_layers_after_a_crash);
+    podinit_without_a_record, cgroup_without_podinit_and_record, podinit_that_hangs, podinit_that_hangs_up,
+    damaged_layers_after_a_crash);
 
 /// Kills podd the hard way and starts it again.
 fn restart(env: &mut Env<'_>) -> Result<()> {
@@ -306,20 +307,82 @@ fn podinit_without_a_record(env: &mut Env<'_>) -> Result<()> {
     env.pod("first")?.remove()
 }
 
-/// A podinit that is stopped answers nobody: its pod is over, and nothing of it outlives the pod.
+/// podinit and record are both gone, and containers live: they are ended, and their cgroups and sockets go. What looks the
+/// same and is somebody else's stays.
+fn cgroup_without_podinit_and_record(env: &mut Env<'_>) -> Result<()> {
+    let (pod, id) = sleeper(env, "nobodys")?;
+    let (process, podinit) = (users::pid(env, &id)?, podinits(&pod.id)?);
+    let parent = stats::cgroup(&env.cri()?, &id)?;
+    let parent = parent
+        .parent()
+        .and_then(|pod| pod.parent())
+        .context("no parent")?;
+    let other = parent.join("f".repeat(64));
+    let podd = env.podd()?;
+    podd.end(Signal::SIGKILL)?;
+    for pid in podinit {
+        signal(pid, Signal::SIGKILL)?;
+    }
+    fs::remove_dir_all(format!("{STATE_DIR}/pods/{}", pod.id))?;
+    fs::create_dir(&other)?;
+    ensure!(fs::exists(format!("/proc/{process}"))?, "the container is over");
+    podd.start_again()?;
+    gone(process)?;
+    ensure!(!parent.join(&pod.id).exists(), "its cgroup is left");
+    ensure!(
+        !fs::exists(format!("{RUN_DIR}/pods/{}", pod.id))?,
+        "its socket is left"
+    );
+    fs::remove_dir(&other).context("a cgroup of somebody else was removed")?;
+    pod.remove()?;
+    // The new podd has nothing to connect; the first pod brings bridge and table back.
+    env.pod("first")?.remove()
+}
+
+/// A podinit that does not answer a podd that starts is alive, and so is its pod: its containers go on, and what became
+/// of them is told when it answers again.
 fn podinit_that_hangs(env: &mut Env<'_>) -> Result<()> {
+    let cri = env.cri()?;
+    let (other, elsewhere) = sleeper(env, "elsewhere")?;
     let (pod, id) = sleeper(env, "hangs")?;
     let process = users::pid(env, &id)?;
-    for podinit in podinits(&pod.id)? {
-        signal(podinit, Signal::SIGSTOP)?;
-    }
+    let ends = pod.started(&cri::shell("ends", "sleep 1; exit 3"))?;
+    let send = |what| {
+        podinits(&pod.id)?
+            .into_iter()
+            .try_for_each(|pid| signal(pid, what))
+    };
+    send(Signal::SIGSTOP)?;
     restart(env)?;
-    eventually("the pod is over", 20, || {
-        Ok(pod.status()?.state() == pb::PodSandboxState::SandboxNotready)
-    })?;
-    equal("podinits", podinits(&pod.id)?, Vec::new())?;
-    gone(process)?;
-    pod.remove()
+    equal(
+        "the pod",
+        pod.status()?.state(),
+        pb::PodSandboxState::SandboxReady,
+    )?;
+    equal(
+        "its container",
+        cri.container(&id)?.state(),
+        pb::ContainerState::ContainerRunning,
+    )?;
+    refused("exec", tonic::Code::DeadlineExceeded, cri.exec(&id, &["true"], 1))?;
+    equal(
+        "exec elsewhere",
+        cri.sh(&elsewhere, "echo alive")?.as_str(),
+        "alive\n",
+    )?;
+    send(Signal::SIGCONT)?;
+    equal("exit code", cri.wait_exit(&ends)?.exit_code, 3)?;
+    equal("exec", cri.sh(&id, "echo alive")?.as_str(), "alive\n")?;
+    equal("its process", users::pid(env, &id)?, process)?;
+    // One that hangs for ever is ended with its pod, when somebody asks for that.
+    send(Signal::SIGSTOP)?;
+    restart(env)?;
+    let all = podinits(&pod.id)?;
+    pod.remove()?;
+    for left in all.into_iter().chain([process.cast_signed()]) {
+        gone(left.cast_unsigned())?;
+    }
+    other.remove()
 }
 
 /// podinit closes a connection whose other end does not read. Here both ends see it closed; pod and containers go on.

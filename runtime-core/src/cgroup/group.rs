@@ -2,14 +2,19 @@
 
 use std::time::Instant;
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
 use rustix::io::Errno;
 
 use super::limits::{Limits, Phase, Value, Write};
 use super::root::{children, controllers_of};
 use super::update::id_set;
 use super::{CgroupError, CgroupPath, CgroupRoot, Controllers, DeviceProgram, files};
+
+/// An attribute that only the initial user namespace's root may read and write (xattr(7)).
+const OWNER: &str = "trusted.podd.owner";
 
 /// Counters of memory.events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +38,33 @@ pub struct Cgroup {
 impl Cgroup {
     pub(super) fn new(root: CgroupRoot, dir: OwnedFd, path: CgroupPath) -> Self {
         Self { root, dir, path }
+    }
+
+    /// Notes on the directory whose it is, for [`Cgroup::owner`].
+    ///
+    /// # Errors
+    /// The kernel refuses the attribute.
+    pub fn set_owner(&self, owner: &[u8]) -> Result<(), CgroupError> {
+        fsetxattr(self.dir(), OWNER, owner, XattrFlags::empty()).map_err(|source| CgroupError::Write {
+            path: self.path.clone(),
+            file: OWNER.to_owned(),
+            value: String::from_utf8_lossy(owner).into_owned(),
+            source,
+        })
+    }
+
+    /// What [`Cgroup::set_owner`] has noted; `None` where nobody has.
+    ///
+    /// # Errors
+    /// The attribute cannot be read.
+    pub fn owner(&self) -> Result<Option<Vec<u8>>, CgroupError> {
+        // No attribute of kernfs is longer.
+        let mut value = Vec::with_capacity(64 << 10);
+        match fgetxattr(self.dir(), OWNER, spare_capacity(&mut value)) {
+            Ok(_) => Ok(Some(value)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(source) => Err(self.read_error(OWNER, source)),
+        }
     }
 
     /// Where it was opened.

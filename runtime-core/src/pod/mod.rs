@@ -14,6 +14,6 @@ pub use podinit::wire::{
     Answer, Refused, Request, RequestFrame, Role, TaskKind, TaskPhase, TaskState, attach_flag, launch_flag,
 };
 pub use programs::{Programs, SealError};
-pub use socket::{Podinit, Received, connect, listen, receive, send, spawn};
+pub use socket::{Found, Podinit, Received, find, listen, receive, send, spawn};
 pub use users::{IdRange, ProbeError, UserNamespaces, probe_user_namespaces, user_namespace};
 pub use volumes::{Missing, OpenVolume, Relabel, VolumeError, Volumes};

@@ -69,14 +69,24 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects to the podinit that listens at `path`, which has to answer within `patience`.
+/// What is found where a podinit listens.
+#[derive(Debug)]
+pub enum Found {
+    /// It has said who it is.
+    Answers(Podinit),
+    /// It holds its socket and says nothing yet: the connection to it, non-blocking.
+    Silent(OwnedFd),
+}
+
+/// Connects to the podinit that listens at `path`, and waits for `patience` for it to say who it is.
 ///
 /// # Errors
-/// `ConnectionRefused` or `NotFound`: there is none. `TimedOut`: it does not answer.
-pub fn connect(path: &Path, patience: Duration) -> io::Result<Podinit> {
+/// `ConnectionRefused` or `NotFound`: there is none. `WouldBlock`: it has not looked at earlier connections, four of them.
+pub fn find(path: &Path, patience: Duration) -> io::Result<Found> {
     let socket = seqpacket()?;
-    with_address(path, |address| Ok(connect_socket(&socket, address)?))?;
+    // A listener that accepts nobody would make connect(2) wait for ever.
     rustix::io::ioctl_fionbio(&socket, true)?;
+    with_address(path, |address| Ok(connect_socket(&socket, address)?))?;
     // The socket's own credentials are those of the podd that made it: only podinit can say who it is.
     send(
         &socket,
@@ -87,10 +97,13 @@ pub fn connect(path: &Path, patience: Duration) -> io::Result<Podinit> {
         },
         &[],
     )?;
-    let pid = hello(&socket, Instant::now() + patience)?;
+    let pid = match hello(&socket, Instant::now() + patience) {
+        Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(Found::Silent(socket)),
+        said => said?,
+    };
     let named = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::InvalidData)?;
     let pidfd = pidfd_open(named, PidfdFlags::empty())?;
-    Ok(Podinit { pid, pidfd, socket })
+    Ok(Found::Answers(Podinit { pid, pidfd, socket }))
 }
 
 /// Sequence of the one request that is answered before anybody else uses the connection.

@@ -279,6 +279,23 @@ impl Native {
         self.sockets.join(pod.as_str())
     }
 
+    /// The names of podinits' sockets. Blocks.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = String> + use<> {
+        let entries = std::fs::read_dir(&self.sockets).into_iter().flatten();
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+    }
+
+    /// Where podd makes cgroups for pods that name no place, unless systemd does.
+    ///
+    /// # Errors
+    /// The configured place is no path of a cgroup.
+    pub(super) fn own_parent(&self) -> Result<Option<CgroupPath>, NativeError> {
+        match &self.default_parent {
+            CgroupParent::Path(path) => Ok(Some(path.parse()?)),
+            CgroupParent::Slice(_) => Ok(None),
+        }
+    }
+
     /// The connection to a pod's podinit.
     ///
     /// # Errors

@@ -1,12 +1,15 @@
-//! podinits that no record of a pod speaks of: their pods are nobody's, and are ended when podd starts.
+//! Pods that no record speaks of: they are nobody's, and are ended when podd starts. First podinits with all that they
+//! have started, then what is left of pods whose podinit is gone as well.
 //!
-//! Assumptions: a podinit is of this podd if the state directory is the one in its nest; podd lets go of a podinit only
-//! when it ends it, so one that podd is not connected to after it has adopted its pods is forgotten, or hangs.
+//! Assumptions: a podinit is of this podd if the state directory is the one in its nest, and a cgroup if that directory
+//! is noted on it; podd lets go of a podinit only when it ends it, so one that podd is not connected to after it has
+//! adopted its pods is forgotten.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,7 +94,7 @@ impl Engine {
                     tracing::error!(%pod, "the record of this podinit's pod cannot be read: its processes are left alone");
                     continue;
                 }
-                tracing::warn!(%pod, pid = podinit.process.pid, "ending a podinit that no record knows or that hangs");
+                tracing::warn!(%pod, pid = podinit.process.pid, "ending a podinit that no record knows");
                 let ended = engine.end_orphan(&podinit);
                 engine.metrics.leaked(Leak::Podinit, 1, ended.is_ok());
                 if let Err(e) = ended {
@@ -102,6 +105,67 @@ impl Engine {
             Ok(())
         });
         swept.await
+    }
+
+    /// Ends the processes and removes the cgroups and sockets of pods that have neither a record nor a podinit.
+    ///
+    /// # Errors
+    /// The cgroups of pods cannot be listed.
+    pub(super) async fn sweep_remains(self: &Arc<Self>) -> Result<(), EngineError> {
+        let engine = Arc::clone(self);
+        let swept = blocking("recovery", move || -> Result<_, EngineError> {
+            let snapshot = engine.snapshot();
+            let nobodys = |name: &str| {
+                let pod: PodId = name.parse().ok()?;
+                let known = snapshot.pod(&pod).is_some()
+                    || engine.native.keeper(&pod).is_ok()
+                    || engine.state.records().is_quarantined(name).unwrap_or(true);
+                (!known).then_some(pod)
+            };
+            for pod in engine.native.sockets().filter_map(|name| nobodys(&name)) {
+                super::pod::remove_file(&engine.native.socket_path(&pod))?;
+            }
+            for (path, name) in engine.own_cgroups()? {
+                let Some(pod) = nobodys(&name) else { continue };
+                tracing::warn!(%pod, cgroup = %path, "ending what is left of a pod that no record knows");
+                let deadline = Instant::now() + END.max(engine.kill_wait());
+                let ended = engine.native.cgroups.end(&path, deadline);
+                engine.metrics.leaked(Leak::Cgroup, 1, ended.is_ok());
+                if let Err(e) = ended {
+                    let e: &(dyn std::error::Error + 'static) = &e;
+                    tracing::error!(%pod, error = e, "cannot end what is left of a pod that no record knows");
+                }
+            }
+            Ok(())
+        });
+        swept.await
+    }
+
+    /// Path and name of each cgroup that this podd has made for a pod.
+    fn own_cgroups(&self) -> Result<Vec<(CgroupPath, String)>, NativeError> {
+        let Some(parent) = self.native.own_parent()? else {
+            return Ok(Vec::new());
+        };
+        let Some(above) = self.native.cgroups.find(&parent)? else {
+            return Ok(Vec::new());
+        };
+        let mut own = Vec::new();
+        for name in above.children()? {
+            let path = parent.join(&name)?;
+            let owner = match self.native.cgroups.find(&path)? {
+                Some(cgroup) => cgroup.owner()?,
+                None => None,
+            };
+            if owner.as_deref() == Some(self.owner()) {
+                own.push((path, name));
+            }
+        }
+        Ok(own)
+    }
+
+    /// What this podd notes on the cgroups that it makes for pods: another one on this machine has other records.
+    pub(super) fn owner(&self) -> &[u8] {
+        self.config.state_dir.as_os_str().as_bytes()
     }
 
     /// Kills a podinit before what it has started, so that it starts nothing more.

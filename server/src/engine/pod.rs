@@ -89,7 +89,7 @@ async fn settle_in(
         let podinit = keeper.process.pid.cast_unsigned();
         let made = async {
             engine.make_scope(pod, place, podinit).await?;
-            limit(engine, place.inner.clone(), limits).await
+            limit(engine, place.inner.clone(), limits, false).await
         };
         engine.metrics.stage(Stage::PodCgroup, made).await?;
         return Ok(keeper);
@@ -101,16 +101,20 @@ async fn settle_in(
             root.remove(&path, Instant::now() + wait)
         });
     }
-    let made = limit(engine, path, limits);
+    let made = limit(engine, path, limits, matches!(place, Place::Own(_)));
     engine.metrics.stage(Stage::PodCgroup, made).await?;
     start_podinit(engine, pod.record.id, undo).await
 }
 
-/// Makes a cgroup where it is missing, and limits it.
-async fn limit(engine: &Arc<Engine>, path: CgroupPath, limits: Limits) -> Result<(), EngineError> {
-    let root = engine.native.cgroups.clone();
+/// Makes a cgroup where it is missing, and limits it. One in a place of podd's own is noted to be its.
+async fn limit(engine: &Arc<Engine>, path: CgroupPath, limits: Limits, own: bool) -> Result<(), EngineError> {
+    let engine = Arc::clone(engine);
     blocking("RunPodSandbox", move || -> Result<(), NativeError> {
-        Ok(root.create(&path)?.apply(&limits, Phase::All)?)
+        let cgroup = engine.native.cgroups.create(&path)?;
+        if own {
+            cgroup.set_owner(engine.owner())?;
+        }
+        Ok(cgroup.apply(&limits, Phase::All)?)
     })
     .await
 }

@@ -1,15 +1,18 @@
 //! After a start of podd: which of the recorded pods and containers still live, what ended meanwhile, and what
 //! was half made.
 //!
-//! Assumptions: the kernel alone says what is alive; a podinit that answers on its socket is the pod's own, as the
-//! socket is gone with it; what podinit reports of a container counts more than the record, which may be older.
+//! Assumptions: the kernel alone says what is alive; who holds a podinit's socket is the pod's own podinit, as the
+//! socket is gone with it; what podinit reports of a container counts more than the record, which may be older. A podinit
+//! that lives and does not answer is alive, and so is its pod: podd catches up with it when it answers.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _};
 use podd_netplug::Attachment;
-use runtime_core::pod::{self, TaskPhase, TaskState};
+use runtime_core::pod::{self, Found, TaskPhase, TaskState};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::keeper::{Keeper, container_handle};
 use super::native::NativeError;
@@ -21,9 +24,8 @@ use crate::state::record::ProcessRef;
 use crate::state::recover::Recovered;
 use crate::state::store::{Container, Pod};
 
-/// How long a podinit may take to say that it is there. One that waits for the disk of a log is alive all the same, and
-/// who does not answer is ended.
-const ANSWER: Duration = Duration::from_secs(15);
+/// How long a start of podd waits for a podinit to say that it is there.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// How many podinits are waited for at once.
 const ASKED_AT_ONCE: usize = 32;
@@ -41,6 +43,7 @@ impl Engine {
         }
         let lost = self.adopt_living().await?;
         self.sweep_podinits().await?;
+        self.sweep_remains().await?;
         let live: Vec<Attachment> = snapshot
             .pods()
             .filter_map(|pod| pod.record.attachment.clone())
@@ -79,17 +82,13 @@ impl Engine {
             .buffer_unordered(ASKED_AT_ONCE);
         let mut lost = Vec::new();
         while let Some((pod, podinit)) = answers.next().await {
-            let Ok(keeper) = podinit else {
+            let Ok((keeper, answers)) = podinit else {
                 lost.push(pod.record.id);
                 continue;
             };
-            match self.adopt(pod, &keeper).await {
+            match self.adopt(pod.record.id, keeper, answers).await {
                 // It was asked to end by the podd before, and ends now: whoever listens to it reports that.
                 Err(EngineError::Native(NativeError::PodinitGone)) => {}
-                // One pod whose log disk hangs must not keep the others from being served.
-                Err(e @ EngineError::Native(NativeError::PodinitSilent { .. })) => {
-                    tell(&e, "cannot catch up with a pod", pod.record.id);
-                }
                 adopted => adopted?,
             }
         }
@@ -129,32 +128,71 @@ impl Engine {
         self.native.hold(record.id, holds.collect());
     }
 
-    /// Connects to the podinit of a pod.
-    async fn find_podinit(&self, pod: &Pod) -> Result<Arc<Keeper>, EngineError> {
-        let path = self.native.socket_path(&pod.record.id);
+    /// Connects to the podinit of a pod; whether it answers.
+    async fn find_podinit(&self, pod: &Pod) -> Result<(Arc<Keeper>, bool), EngineError> {
+        let (path, recorded) = (self.native.socket_path(&pod.record.id), pod.record.podinit);
         let connected = blocking("recovery", move || -> Result<_, NativeError> {
-            let podinit = pod::connect(&path, ANSWER).map_err(|_| NativeError::PodinitGone)?;
-            let start_time = plans::start_time(podinit.pid).map_err(|_| NativeError::PodinitGone)?;
-            Ok((podinit, start_time))
+            let gone = |_| NativeError::PodinitGone;
+            match pod::find(&path, ANSWER).map_err(gone)? {
+                Found::Answers(podinit) => {
+                    let process = ProcessRef {
+                        pid: podinit.pid.cast_signed(),
+                        start_time: plans::start_time(podinit.pid).map_err(gone)?,
+                    };
+                    Ok((podinit.socket, podinit.pidfd, process, true))
+                }
+                Found::Silent(socket) => {
+                    let process = recorded.ok_or(NativeError::PodinitGone)?;
+                    Ok((socket, open_recorded(process)?, process, false))
+                }
+            }
         });
-        let (podinit, start_time) = connected.await?;
-        let process = ProcessRef {
-            pid: podinit.pid.cast_signed(),
-            start_time,
-        };
-        Ok(
-            Keeper::new(podinit.socket, podinit.pidfd, process).map_err(|source| NativeError::Kernel {
-                operation: "watch podinit's socket",
-                source,
-            })?,
-        )
+        let (socket, pidfd, process, answers) = connected.await?;
+        let keeper = Keeper::new(socket, pidfd, process).map_err(|source| NativeError::Kernel {
+            operation: "watch podinit's socket",
+            source,
+        })?;
+        Ok((keeper, answers))
     }
 
-    /// Takes over a living pod and catches up with its containers.
-    async fn adopt(self: &Arc<Self>, pod: &Pod, keeper: &Arc<Keeper>) -> Result<(), EngineError> {
-        super::pod::attend(self, pod.record.id, keeper);
+    /// Takes over a living pod and catches up with its containers, now or when podinit answers.
+    async fn adopt(
+        self: &Arc<Self>,
+        pod: PodId,
+        keeper: Arc<Keeper>,
+        answers: bool,
+    ) -> Result<(), EngineError> {
+        super::pod::attend(self, pod, &keeper);
+        if answers {
+            match self.catch_up_with(pod, &keeper).await {
+                Err(EngineError::Native(NativeError::PodinitSilent { .. })) => {}
+                done => return done,
+            }
+        }
+        self.catch_up_later(pod, keeper);
+        Ok(())
+    }
+
+    /// Catches up with a pod whose podinit does not answer now, as soon as it does.
+    fn catch_up_later(self: &Arc<Self>, pod: PodId, keeper: Arc<Keeper>) {
+        tracing::warn!(%pod, "podinit does not answer: what became of the pod's containers is not known yet");
+        let engine = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while let Some(engine) = engine.upgrade() {
+                match engine.catch_up_with(pod, &keeper).await {
+                    Err(EngineError::Native(NativeError::PodinitSilent { .. })) => {}
+                    Err(EngineError::Native(NativeError::PodinitGone)) => return,
+                    Err(e) => return tell(&e, "cannot catch up with a pod", pod),
+                    Ok(()) => return tracing::info!(%pod, "podinit answers again"),
+                }
+            }
+        });
+    }
+
+    /// Asks podinit what became of the pod's containers.
+    async fn catch_up_with(self: &Arc<Self>, pod: PodId, keeper: &Arc<Keeper>) -> Result<(), EngineError> {
         let tasks = keeper.tasks().await?;
-        for container in self.snapshot().containers_of(&pod.record.id) {
+        for container in self.snapshot().containers_of(&pod) {
             let handle = container_handle(container.record.handle);
             let task = tasks.iter().find(|task| task.handle == handle);
             self.catch_up(container.record.id, task).await?;
@@ -167,11 +205,11 @@ impl Engine {
         let Some(pod) = self.snapshot().pod(&id).cloned() else {
             return false;
         };
-        let Ok(keeper) = self.find_podinit(&pod).await else {
+        let Ok((keeper, answers)) = self.find_podinit(&pod).await else {
             return false;
         };
         tracing::warn!(pod = %id, "podinit of the pod has closed its connection and is connected to again");
-        if let Err(e) = self.adopt(&pod, &keeper).await {
+        if let Err(e) = self.adopt(id, keeper, answers).await {
             tell(&e, "cannot catch up with a pod", id);
         }
         true
@@ -235,6 +273,18 @@ impl Engine {
             tracing::error!(container = %id, error = e, "cannot take back a container that was being made");
         }
         done.is_ok()
+    }
+}
+
+/// A podinit by its record, if it is still there.
+fn open_recorded(process: ProcessRef) -> Result<OwnedFd, NativeError> {
+    let named = Pid::from_raw(process.pid).ok_or(NativeError::PodinitGone)?;
+    let pidfd = pidfd_open(named, PidfdFlags::empty()).map_err(|_| NativeError::PodinitGone)?;
+    let start_time = plans::start_time(process.pid.cast_unsigned()).ok();
+    if start_time == Some(process.start_time) {
+        Ok(pidfd)
+    } else {
+        Err(NativeError::PodinitGone)
     }
 }
 

@@ -118,6 +118,8 @@ pub enum Leak {
     Scope,
     /// A podinit of no pod.
     Podinit,
+    /// A cgroup of no pod.
+    Cgroup,
     /// A part of the image store.
     Image,
 }
@@ -132,6 +134,7 @@ impl Leak {
             Self::Link => "link",
             Self::Scope => "scope",
             Self::Podinit => "podinit",
+            Self::Cgroup => "cgroup",
             Self::Image => "image",
         }
     }
