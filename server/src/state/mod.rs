@@ -8,6 +8,7 @@ pub mod locks;
 pub mod phase;
 pub mod record;
 pub mod recover;
+pub mod reserve;
 pub mod store;
 pub mod trash;
 

@@ -25,6 +25,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::phase::{ContainerPhase, Nanos, PodPhase};
+use super::reserve::Reserve;
 use super::trash::Trash;
 use crate::cdi::Edits;
 use crate::model::{ContainerId, PodId, Resources, StopSignal};
@@ -269,6 +270,7 @@ impl RecordError {
 pub struct Records {
     root: PathBuf,
     trash: Trash,
+    reserve: Reserve,
 }
 
 impl Records {
@@ -285,6 +287,7 @@ impl Records {
         Ok(Self {
             root: state_dir.to_owned(),
             trash: Trash::new(trash),
+            reserve: Reserve::open(state_dir.join("reserve")),
         })
     }
 
@@ -311,7 +314,8 @@ impl Records {
     /// # Errors
     /// The file system refused; the former record is whole.
     pub fn save_pod(&self, record: &PodRecord) -> Result<(), RecordError> {
-        save(&self.pod_dir(&record.id), "pod.json", record)
+        let ends = record.leftover || record.phase == PodPhase::NotReady;
+        self.save(&self.pod_dir(&record.id), "pod.json", record, ends)
     }
 
     /// Writes the record of a container.
@@ -319,10 +323,11 @@ impl Records {
     /// # Errors
     /// The file system refused; the former record is whole.
     pub fn save_container(&self, record: &ContainerRecord) -> Result<(), RecordError> {
-        save(
+        self.save(
             &self.container_dir(&record.pod, &record.id),
             "container.json",
             record,
+            record.leftover || !record.phase.is_alive(),
         )
     }
 
@@ -346,7 +351,31 @@ impl Records {
     fn delete(&self, dir: &Path, name: &str) -> Result<(), RecordError> {
         self.trash
             .take(dir, name)
-            .map_err(RecordError::io("move to the trash", dir))
+            .map_err(RecordError::io("move to the trash", dir))?;
+        self.reserve.restore();
+        Ok(())
+    }
+
+    /// What `ends` is written also when the disk is full; what is new leaves nothing then.
+    fn save<T: Serialize>(&self, dir: &Path, name: &str, record: &T, ends: bool) -> Result<(), RecordError> {
+        let mut text = serde_json::to_vec(record).map_err(|source| RecordError::Shape {
+            path: dir.join(name),
+            source,
+        })?;
+        text.push(b'\n');
+        match replace(dir, name, &text) {
+            Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                make_dir(dir, 0o700)?;
+                replace(dir, name, &text).inspect_err(|_| {
+                    let _ = fs::remove_dir(dir);
+                })
+            }
+            Err(RecordError::Io { source, .. }) if ends && source.kind() == io::ErrorKind::StorageFull => {
+                self.reserve.give_up();
+                replace(dir, name, &text)
+            }
+            done => done,
+        }
     }
 
     /// Where deleted things are on their way out.
@@ -509,21 +538,6 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), RecordError> {
         .map_err(RecordError::io("make", path))
 }
 
-fn save<T: Serialize>(dir: &Path, name: &str, record: &T) -> Result<(), RecordError> {
-    let mut text = serde_json::to_vec(record).map_err(|source| RecordError::Shape {
-        path: dir.join(name),
-        source,
-    })?;
-    text.push(b'\n');
-    match replace(dir, name, &text) {
-        Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            make_dir(dir, 0o700)?;
-            replace(dir, name, &text)
-        }
-        done => done,
-    }
-}
-
 /// Writes a file beside its place and renames it over the old one.
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RecordError> {
     let new = dir.join(format!("{name}.new"));
@@ -534,7 +548,10 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RecordError> {
         .mode(0o600)
         .open(&new);
     let mut file = open.map_err(RecordError::io("create", &new))?;
-    file.write_all(bytes).map_err(RecordError::io("write", &new))?;
+    if let Err(e) = file.write_all(bytes) {
+        let _ = fs::remove_file(&new);
+        return Err(RecordError::io("write", &new)(e));
+    }
     let place = dir.join(name);
     fs::rename(&new, &place).map_err(RecordError::io("replace", &place))
 }
