@@ -8,6 +8,7 @@ pub mod census;
 pub mod collector;
 pub mod cri;
 pub mod fixture;
+pub mod hanging;
 pub mod images;
 pub mod observe;
 pub mod podd;

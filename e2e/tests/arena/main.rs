@@ -32,6 +32,7 @@ pub(crate) mod sandbox;
 pub(crate) mod scale;
 pub(crate) mod security;
 pub(crate) mod selinux;
+pub(crate) mod stalls;
 pub(crate) mod stats;
 pub(crate) mod streaming;
 pub(crate) mod tls;
@@ -103,6 +104,7 @@ pub(crate) fn all() -> Vec<case::Case> {
         errors::CASES,
         recovery::CASES,
         crash::CASES,
+        stalls::CASES,
         stats::CASES,
         agreement::CASES,
         observe::CASES,
