@@ -140,6 +140,36 @@ mod tests {
         }
     }
 
+    /// The stage comes with each request, from whatever podd there is, and podinit is older.
+    #[test]
+    fn reports_have_the_bytes_that_they_had_from_the_beginning() {
+        let identity = Identity {
+            uid: 1,
+            gid: 2,
+            groups: vec![3],
+        };
+        let failure = Failure {
+            step: 4,
+            errno: 13,
+            subject: b"/x".to_vec(),
+        };
+        for (report, expected) in [
+            (Report::Cloned { pid: 7 }, "01000000 00000000 07000000 00000000"),
+            (Report::Console, "02000000 00000000 00000000 00000000"),
+            (
+                Report::Ready(identity),
+                "03000000 00000000 00000000 0c000000 01000000 02000000 03000000",
+            ),
+            (
+                Report::Failed(failure),
+                "04000000 04000000 0d000000 02000000 2f78",
+            ),
+        ] {
+            let bytes: String = report.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(bytes, expected.replace(' ', ""), "{report:?}");
+        }
+    }
+
     #[test]
     fn long_details_are_cut_and_garbage_is_refused() {
         let long = Report::Failed(Failure {

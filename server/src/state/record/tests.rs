@@ -176,3 +176,41 @@ fn a_record_in_the_wrong_place_is_refused() {
         Err(RecordError::Misplaced { .. })
     ));
 }
+
+/// Pods outlive podd: what the first podd wrote, with all that was in it, is read by every later one; and what a later
+/// one writes of the same pod an earlier one understands, which refuses fields that it does not know.
+#[test]
+fn records_of_the_first_podd_are_read_and_written_as_they_were() {
+    let pod = include_str!("v1/pod.json");
+    let dir = tempfile::tempdir().unwrap();
+    let records = Records::open(dir.path()).unwrap();
+    let same = |record: serde_json::Value, text: &str| {
+        assert_eq!(record, serde_json::from_str::<serde_json::Value>(text).unwrap());
+    };
+    for (container, phase) in [
+        (include_str!("v1/running.json"), "running"),
+        (include_str!("v1/exited.json"), "exited"),
+    ] {
+        let id = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap() };
+        let (pod_id, container_id) = (id(pod)["id"].clone(), id(container)["id"].clone());
+        let pod_id: PodId = serde_json::from_value(pod_id).unwrap();
+        let container_id: ContainerId = serde_json::from_value(container_id).unwrap();
+        let place = records.container_dir(&pod_id, &container_id);
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(records.pod_dir(&pod_id).join("pod.json"), pod).unwrap();
+        std::fs::write(place.join("container.json"), container).unwrap();
+
+        let found = records.load_pod(pod_id.as_str()).unwrap();
+        assert_eq!(found.phase, PodPhase::Ready);
+        assert_eq!((found.next_handle, found.attachment.is_some()), (1, true));
+        let config = (DECODE.pod)(&found.request.0).unwrap();
+        assert_eq!((config.metadata.name.as_str(), config.sysctls.len()), ("web", 1));
+        same(serde_json::to_value(&found).unwrap(), pod);
+
+        let found = records.load_container(&pod_id, container_id.as_str()).unwrap();
+        assert_eq!(found.phase.name(), phase);
+        let config = (DECODE.container)(&found.request.0).unwrap();
+        assert_eq!(config.metadata.name, "c");
+        same(serde_json::to_value(&found).unwrap(), container);
+    }
+}
