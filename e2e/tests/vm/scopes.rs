@@ -2,6 +2,7 @@
 //!
 //! Between the first and the last test of [`crate::systemd`], which install podd and remove it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -106,6 +107,73 @@ pub fn a_scope_around_every_pod() -> Result<()> {
     pod.remove()?;
     ensure!(!scope.exists(), "{} is left", scope.display());
     no_scopes()
+}
+
+/// CVE-2024-3154: annotations of a pod and of a container set nothing of their units, least of all a program to run.
+pub fn annotations_set_no_properties() -> Result<()> {
+    const MARK: &str = "/run/attacked";
+    let attack = [
+        (
+            "org.systemd.property.ExecStartPre",
+            format!("[(\"/bin/touch\", [\"touch\", \"{MARK}\"], false)]"),
+        ),
+        (
+            "org.systemd.property.ExecStopPost",
+            format!("[(\"/bin/touch\", [\"touch\", \"{MARK}\"], false)]"),
+        ),
+        ("org.systemd.property.TasksMax", "uint64 7".to_owned()),
+        ("org.systemd.property.Description", "'attacked'".to_owned()),
+    ];
+    let annotations: HashMap<String, String> = attack
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    let cri = client()?;
+    let plain = kubelet_pod(&cri, "plain")?;
+    let mut config = plain.config.clone();
+    let named = cri::pod_config("annotated");
+    (config.metadata, config.log_directory) = (named.metadata, named.log_directory);
+    config.annotations.clone_from(&annotations);
+    let pod = Pod::run(&cri, config)?;
+    let mut container = cri::shell("c", "exec sleep 100000");
+    container.annotations = annotations;
+    let id = pod.started(&container)?;
+    // What differs between any two pods' scopes is left out: names, numbers and times.
+    let all = |pod: &Pod| -> Result<Vec<String>> {
+        let uid = pod.config.metadata.as_ref().map_or("", |metadata| &metadata.uid);
+        let shown = told("systemctl", &["show", &scope_of(pod)])?;
+        let of_one = |line: &&str| {
+            let name = line.split('=').next().unwrap_or_default();
+            ![
+                "Timestamp",
+                "InvocationID",
+                "ControlGroupId",
+                "CPUUsage",
+                "Memory",
+                "Tasks",
+                "IO",
+                "IP",
+            ]
+            .iter()
+            .any(|part| name.contains(part) && name != "TasksMax")
+        };
+        Ok(shown
+            .lines()
+            .filter(of_one)
+            .map(|line| {
+                line.replace(&pod.id, "ID")
+                    .replace(uid, "UID")
+                    .replace("annotated", "plain")
+            })
+            .collect())
+    };
+    equal("properties", all(&pod)?, all(&plain)?)?;
+    cri.stop(&id, 0)?;
+    pod.remove()?;
+    plain.remove()?;
+    no_scopes()?;
+    ensure!(!Path::new(MARK).exists(), "an annotation was executed");
+    Ok(())
 }
 
 pub fn a_path_is_refused() -> Result<()> {

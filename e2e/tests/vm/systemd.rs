@@ -17,15 +17,15 @@ use crate::case::{Pod, equal, eventually, log_lines};
 use crate::guest::{Case, guest_cases};
 use crate::scopes::{
     a_bus_that_hangs, a_path_is_refused, a_scope_around_every_pod, a_scope_stopped_by_hand,
-    a_scope_that_no_record_knows, limits_of_a_pod_without_a_parent, podd_killed_while_a_scope_is_made,
-    reload_and_reexec_disturb_nobody,
+    a_scope_that_no_record_knows, annotations_set_no_properties, limits_of_a_pod_without_a_parent,
+    podd_killed_while_a_scope_is_made, reload_and_reexec_disturb_nobody,
 };
 use crate::stats;
 
 /// In this order: the first installs podd, the last removes it.
 pub const CASES: &[Case] = guest_cases!("systemd":
     installed_and_ready, whole_lifecycle, restart_leaves_pods, crash_leaves_pods, stop_leaves_pods,
-    a_scope_around_every_pod, a_path_is_refused, reload_and_reexec_disturb_nobody, limits_of_a_pod_without_a_parent,
+    a_scope_around_every_pod, annotations_set_no_properties, a_path_is_refused, reload_and_reexec_disturb_nobody, limits_of_a_pod_without_a_parent,
     a_scope_stopped_by_hand, a_scope_that_no_record_knows, podd_killed_while_a_scope_is_made, a_bus_that_hangs,
     removed);
 
