@@ -202,7 +202,7 @@ fn huge_account_file(env: &mut Env<'_>) -> Result<()> {
     cri::security(&mut config).run_as_username = "www-data".to_owned();
     let said = cri.create(&pod.id, &pod.config, &config).err();
     let said = said.map(|status| status.message().to_owned()).unwrap_or_default();
-    contains("a passwd file of 64 MiB", &said, "/etc/passwd: File too large")?;
+    contains("a passwd file of 64 MiB", &said, "/etc/passwd: file too large")?;
     pod.remove()?;
     Ok(cri.remove(name)?)
 }

@@ -185,14 +185,33 @@ fn list(undo: &[UndoFailure]) -> String {
         .join(", ")
 }
 
+/// A cause in words: of an answer of the kernel those of strerror(3) without a capital, as all other messages are, and
+/// without its number.
+fn said(e: &(dyn std::error::Error + 'static)) -> String {
+    let text = e.to_string();
+    let of_kernel = e
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::raw_os_error);
+    let Some(number) = of_kernel else { return text };
+    let words = text.trim_end_matches(&format!(" (os error {number})"));
+    let mut letters = words.chars();
+    match (letters.next(), letters.clone().next()) {
+        // A name stays as it is: "RFS specific error".
+        (Some(first), Some(next)) if next.is_lowercase() || next == ' ' => {
+            first.to_lowercase().chain(letters).collect()
+        }
+        _ => words.to_owned(),
+    }
+}
+
 /// An error with its causes, each said once.
 #[must_use]
 pub fn sentence(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();
     while let Some(e) = cause {
-        let said = e.to_string();
-        if !text.contains(&said) {
+        let said = said(e);
+        if !text.contains(&said) && !text.contains(&e.to_string()) {
             text.push_str(": ");
             text.push_str(&said);
         }

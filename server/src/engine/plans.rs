@@ -39,7 +39,13 @@ pub fn explain(e: NativeError, plan: &[u8]) -> NativeError {
     NativeError::Step {
         doing: doing(step, &failure),
         command,
-        source: io::Error::from_raw_os_error(failure.errno.cast_signed()),
+        source: match step {
+            Some(Step::FindProgram { .. }) if failure.errno == ENOENT && !failure.subject.contains(&b'/') => {
+                // The words that operators know from other runtimes, and look for.
+                io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH")
+            }
+            _ => io::Error::from_raw_os_error(failure.errno.cast_signed()),
+        },
     }
 }
 
@@ -67,6 +73,8 @@ pub fn of_hook(failure: &Failure) -> NativeError {
         late: failure.errno == ETIMEDOUT,
     }
 }
+
+const ENOENT: u32 = 2;
 
 /// What a stage reports for a hook that ended badly.
 const ECANCELED: u32 = 125;
@@ -166,6 +174,7 @@ impl Stat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::error::sentence;
 
     #[test]
     fn a_hostile_process_name_does_not_shift_the_fields() {
@@ -195,7 +204,10 @@ mod tests {
             subject: b"nope".to_vec(),
         };
         let explained = explain(NativeError::Stage(failure), &plan.finish());
-        assert_eq!(explained.to_string(), "cannot find the command nope");
+        assert_eq!(
+            sentence(&explained),
+            "cannot find the command nope: executable file not found in $PATH"
+        );
         assert_eq!(explained.kind(), super::super::native::Kind::InvalidArgument);
     }
 }
