@@ -131,10 +131,16 @@ impl Keeper {
             // A container that joins the pid namespace of another.
             TaskKind::Container if target == 0 => None,
             TaskKind::Exec | TaskKind::Container => {
+                // An exec will do with a container that waits to be started: all that it joins is there.
+                let ready = |phase: Phase| match phase {
+                    Phase::Running => true,
+                    Phase::Gated | Phase::Starting => kind == TaskKind::Exec,
+                    Phase::Staging | Phase::Ending | Phase::Ended(_) => false,
+                };
                 let container = self
                     .tasks
                     .iter()
-                    .find(|task| task.handle == target && task.phase == Phase::Running);
+                    .find(|task| task.handle == target && ready(task.phase));
                 Some(
                     container
                         .and_then(|task| task.pidfd.as_ref())

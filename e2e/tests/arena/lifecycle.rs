@@ -83,18 +83,31 @@ fn created_container_does_not_run(env: &mut Env<'_>) -> Result<()> {
     std::thread::sleep(Duration::from_millis(100));
     let log = std::fs::read_to_string(cri::log_path(&pod.config, &config)).unwrap_or_default();
     equal("log before start", log.as_str(), "")?;
-    refused(
+    // Its namespaces and mounts are there for an exec; its own command does not run for that.
+    equal(
         "exec before start",
-        Code::FailedPrecondition,
-        cri.exec(&id, &["true"], 5),
+        cri.sh(&id, "hostname; ls /proc/1/exe 2>&1 | wc -l")?.as_str(),
+        "gate\n1\n",
     )?;
-    // A container that was never started can be removed.
+    equal("after exec", cri.container(&id)?.state(), ContainerCreated)?;
+    cri.start(&id)?;
+    let status = cri.wait_exit(&id)?;
+    equal("code", status.exit_code, 0)?;
+    let log = std::fs::read_to_string(cri::log_path(&pod.config, &config))?;
+    contains("log", &log, "stdout F ran\n")?;
+    // A container that was never started can be removed, with what was executed in it.
+    let id = pod.created(&cri::shell("never", "echo ran"))?;
+    cri.sh(&id, "setsid sleep 8888 >/dev/null 2>&1 &")?;
     cri.remove_ctr(&id)?;
+    equal("processes left", running("sleep 8888"), 0)?;
     pod.remove()
 }
 
 fn command_that_is_not_there(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("nocommand")?);
+    let answer = cri.create(&pod.id, &pod.config, &cri::command("searched", &["nosuch"]));
+    let said = refused("a command that PATH has not", Code::InvalidArgument, answer)?;
+    contains("error", &said, "nosuch: executable file not found in $PATH")?;
     let id = match pod.created(&cri::command("c", &["/no/such/command"])) {
         Ok(id) => id,
         Err(_) => return pod.remove(),

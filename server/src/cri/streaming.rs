@@ -19,7 +19,7 @@ pub fn exec(
     Span::current().record("container", &request.container_id);
     check_command(&request.cmd)?;
     let wanted = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
-    let container = engine.running(&request.container_id)?;
+    let container = engine.enterable(&request.container_id)?;
     let url = streaming.url(Request::Exec {
         container: container.record.id,
         argv: request.cmd,

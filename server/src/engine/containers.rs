@@ -407,14 +407,14 @@ impl Engine {
     /// Dropping the future kills the command; `timeout` of none waits for ever.
     ///
     /// # Errors
-    /// The container is unknown or not running, or the command cannot be executed or takes too long.
+    /// The container is unknown or over, or the command cannot be executed or takes too long.
     pub async fn exec_sync(
         self: &Arc<Self>,
         id: &str,
         argv: Vec<String>,
         timeout: Option<Duration>,
     ) -> Outcome<ExecOutput> {
-        let found = self.running(id)?;
+        let found = self.enterable(id)?;
         Ok(exec::exec_sync(self, &found, argv, timeout).await?)
     }
 
@@ -424,14 +424,23 @@ impl Engine {
     /// It is unknown or not running.
     pub fn running(&self, id: &str) -> Outcome<Arc<Container>> {
         let found = self.find_container(id)?;
-        if matches!(found.record.phase, ContainerPhase::Running { .. }) {
-            return Ok(found);
+        match found.record.phase {
+            ContainerPhase::Running { .. } => Ok(found),
+            _ => Err(not_running(&found)),
         }
-        let phase = found.record.phase.name();
-        Err(Arc::new(EngineError::NotRunning {
-            container: found.record.id,
-            phase,
-        }))
+    }
+
+    /// The container that an id, or its unique beginning, names, for a further process in it. One that was not started
+    /// will do: it has its namespaces and mounts, and its first process waits at the gate.
+    ///
+    /// # Errors
+    /// It is unknown, or over.
+    pub fn enterable(&self, id: &str) -> Outcome<Arc<Container>> {
+        let found = self.find_container(id)?;
+        match found.record.phase {
+            ContainerPhase::Created { .. } | ContainerPhase::Running { .. } => Ok(found),
+            ContainerPhase::Creating | ContainerPhase::Exited(_) => Err(not_running(&found)),
+        }
     }
 
     /// Called by `native` when podinit reports an exit, once or again after a restart of podd.
@@ -552,6 +561,13 @@ fn new_container(
         config: Arc::new(config),
         lock: Arc::default(),
     }
+}
+
+fn not_running(found: &Container) -> Arc<EngineError> {
+    Arc::new(EngineError::NotRunning {
+        container: found.record.id,
+        phase: found.record.phase.name(),
+    })
 }
 
 /// Name and attempt, as errors show a container.

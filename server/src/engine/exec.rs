@@ -73,6 +73,9 @@ async fn before<T>(end: Option<Instant>, future: impl Future<Output = T>) -> Opt
     }
 }
 
+/// "No such process", from podinit: it has no such container to enter.
+const ESRCH: i32 = 3;
+
 pub(super) type Reader = std::io::Result<pipe::Receiver>;
 
 async fn launch_sync(
@@ -136,10 +139,19 @@ pub(super) async fn launch(
         target: container_handle(container.record.handle),
         roles,
     };
-    let reply = keeper
-        .call(handle, request, &fds)
-        .await
-        .map_err(|e| plans::explain(e, &prepared.encoded))?;
+    let reply = keeper.call(handle, request, &fds).await.map_err(|e| match e {
+        // It has ended meanwhile, or the pod was made by a podd whose podinit has execs in running containers only.
+        NativeError::Podinit { source, .. } if source.raw_os_error() == Some(ESRCH) => {
+            EngineError::NotRunning {
+                container: container.record.id,
+                phase: match container.record.phase {
+                    ContainerPhase::Running { .. } => "exited",
+                    _ => container.record.phase.name(),
+                },
+            }
+        }
+        e => plans::explain(e, &prepared.encoded).into(),
+    })?;
     Ok(Launched {
         pid: TaskState::decode(&reply.body).map_or(0, |state| state.pid),
         exited,

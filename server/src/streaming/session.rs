@@ -245,7 +245,7 @@ async fn exec(
     session: remote::Session,
 ) {
     let begun = async {
-        let container = engine.running(container.as_str())?;
+        let container = engine.enterable(container.as_str())?;
         Ok::<_, Arc<EngineError>>(session::exec(engine, &container, argv, wanted).await?)
     };
     match begun.await {
