@@ -15,7 +15,8 @@ cases!("images":
     pull_by_tag_and_digest, one_id_many_names, a_tag_removes_the_image, default_registry_and_tag,
     schema2, index, manifest_list, zstd, uncompressed, whiteouts_and_hard_links, image_defaults, user_of_image,
     file_system_info, pulled_twice, bad_references, missing_images, unreachable_registry, wrong_diff_id, truncated_layer,
-    layer_that_is_no_archive, escaping_layers, verbose_status);
+    layer_that_is_no_archive, escaping_layers, verbose_status,
+    volumes_are_directories);
 
 /// Pulls, looks, removes: what a test does with an image of its own.
 fn with_image(cri: &Cri, name: &str, check: impl FnOnce(&pb::Image) -> Result<()>) -> Result<()> {
@@ -394,4 +395,34 @@ fn verbose_status(env: &mut Env<'_>) -> Result<()> {
     };
     let said = env.cri()?.image_status(request)?;
     said.image.context("the base image is not present").map(drop)
+}
+
+/// An image need not have what it means as a volume: the container gets a directory, in its own layer and for its user.
+fn volumes_are_directories(env: &mut Env<'_>) -> Result<()> {
+    const NAME: &str = "docker.io/made/volumes:latest";
+    let config = json!({"User": "1000:2000", "Volumes": {"/made/by/podd": {}, "/root": {}, "/etc/passwd": {}, "/": {}}});
+    let image = Image::new(&[build::base_layer()?], &config, Dialect::Oci);
+    env.registry().push("made/volumes", &["latest"], &image)?;
+    let (cri, pod) = (env.cri()?, env.pod("volumes")?);
+    cri.pull(NAME)?;
+    let look = "echo x >/made/by/podd/file; stat -c '%a %u:%g %F %n' /made /made/by/podd /root /etc/passwd";
+    let of_image = |name: &str| {
+        let mut config = cri::shell(name, look);
+        config.image = Some(cri::spec(NAME));
+        config
+    };
+    let out = pod.output(&of_image("c"))?;
+    let plain = pod.output(&cri::shell("plain", "stat -c '%a %u:%g %F %n' /root /etc/passwd"))?;
+    let made = "755 0:0 directory /made\n755 1000:2000 directory /made/by/podd\n";
+    equal("made, and left alone", out, format!("{made}{plain}"))?;
+    // A root that is read-only has them as well.
+    let mut config = of_image("ro");
+    cri::security(&mut config).readonly_rootfs = true;
+    contains(
+        "read-only",
+        &pod.output(&config)?,
+        "1000:2000 directory /made/by/podd\n",
+    )?;
+    pod.remove()?;
+    Ok(cri.remove(NAME)?)
 }

@@ -106,6 +106,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
         &inputs.process,
         &Variant {
             args,
+            directories: &inputs.directories,
             create_cwd: true,
             read_only_root,
             gate: true,

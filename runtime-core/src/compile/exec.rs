@@ -51,6 +51,7 @@ pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
     }
     let variant = Variant {
         args: &inputs.args,
+        directories: &[],
         create_cwd: false,
         read_only_root: false,
         gate: false,

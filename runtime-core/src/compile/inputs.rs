@@ -100,6 +100,8 @@ pub struct ContainerInputs {
     pub nest: BTreeMap<PathBuf, NestMount>,
     /// Mounts of the spec that come from images, by destination.
     pub images: BTreeMap<PathBuf, ImageMount>,
+    /// Directories that are made where the image has nothing, for who the process is to be.
+    pub directories: Vec<PathBuf>,
     /// What the volumes are, in the order of [`super::volumes`]; volume n is in slot 12 + n.
     pub volumes: Vec<FileKind>,
     /// SELinux context that the pod's /dev/shm has to get for this container.

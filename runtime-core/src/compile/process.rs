@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
+use std::path::PathBuf;
 
 use oci_spec::runtime::{PosixRlimitType, Process, Spec};
 
@@ -17,6 +18,8 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 pub(super) struct Variant<'a> {
     /// argv.
     pub args: &'a [String],
+    /// Directories to make where there are none.
+    pub directories: &'a [PathBuf],
     /// Create a missing working directory.
     pub create_cwd: bool,
     /// Make the root mount read-only.
@@ -61,6 +64,9 @@ pub(super) fn finish(
         rlimits(plan, process);
     }
     identity(plan, process, inputs)?;
+    for directory in variant.directories {
+        plan.push(&Step::OwnDirectory(&path("directory", directory)?));
+    }
 
     let cwd = path("working directory", process.cwd())?;
     plan.push(&Step::WorkDir {
@@ -68,7 +74,7 @@ pub(super) fn finish(
         create: variant.create_cwd,
     });
     if variant.read_only_root {
-        // Not before: a working directory that is missing has to be made.
+        // Not before: directories that are missing have to be made.
         plan.push(&Step::RootReadOnly);
     }
 

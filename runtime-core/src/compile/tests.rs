@@ -85,6 +85,7 @@ pub(super) fn inputs() -> ContainerInputs {
         },
         nest: BTreeMap::from([(PathBuf::from("/dev/shm"), shm)]),
         images: BTreeMap::new(),
+        directories: Vec::new(),
         volumes: vec![FileKind::Directory, FileKind::File],
         shm_context: None,
         hooks: None,
@@ -537,11 +538,12 @@ fn a_user_namespace_is_joined_when_all_is_made_that_it_may_not_make() {
         sub_path: "etc".into(),
     };
     inputs.images = BTreeMap::from([(PathBuf::from("/image"), image)]);
+    inputs.directories = vec![PathBuf::from("/var/lib/own")];
     let plan = container(&mapped, &inputs).unwrap();
     let expected = "OomScoreAdj Rlimit OwnStdio Join Join Join Unshare MakeNew MakeClone MapIds MakeNew MakeLayers \
         MakeLayers Join Clone RootOfNamespace Unshare NewSession RootSlot MountNew MountSlot Symlink Symlink Symlink \
         Symlink Symlink Symlink MountNew MountSlot MountSlot MountSlot MountSlot MountLayers Mask ReadOnly PivotRoot \
-        Identity WorkDir RootReadOnly FindProgram NoNewPrivileges Become Gate Exec";
+        Identity OwnDirectory WorkDir RootReadOnly FindProgram NoNewPrivileges Become Gate Exec";
     assert_eq!(outline(&plan), expected);
     let printed = print(&plan);
     for step in [

@@ -336,6 +336,7 @@ choices! {
         40 Hook(hook),
         41 Relabel { path, context },
         42 Selinux { file, context },
+        43 OwnDirectory(path),
     }
 }
 

@@ -336,6 +336,8 @@ pub enum Step<'a> {
         /// Create what is missing.
         create: bool,
     },
+    /// Make a directory where the image has nothing; it belongs to who the process will be.
+    OwnDirectory(&'a CStr),
     /// Resolve and report who the process will be; the identity takes effect with [`Step::Become`].
     Identity {
         /// User.

@@ -284,6 +284,7 @@ impl Stage {
                 (self.identity, self.home) = (identity, home);
                 Ok(())
             }
+            Step::OwnDirectory(path) => process::own_directory(&self.root, path, &self.identity),
             Step::AppArmor(label) => process::apparmor(label),
             Step::Selinux { file, context } => process::selinux(file, context),
             Step::FindProgram { name, path } => {

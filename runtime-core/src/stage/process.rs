@@ -8,7 +8,8 @@ use core::ffi::CStr;
 use podinit::report::{Identity, Report};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, accessat, fchown, fstat, openat, stat,
+    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, accessat, chownat, fchown, fstat, mkdirat,
+    openat, stat,
 };
 use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
@@ -62,6 +63,19 @@ pub(crate) fn work_dir(path: &CStr, create: bool) -> Outcome {
     } else {
         Err(Errno::NOENT).about(path.to_bytes())
     }
+}
+
+/// Makes a directory for the process, unless something has its name.
+pub(crate) fn own_directory(root: &super::Root, path: &CStr, identity: &Identity) -> Outcome {
+    let (parent, name) = root.parent(path)?;
+    match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Ok(()),
+        Err(errno) => return Err(errno).about(path.to_bytes()),
+    }
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    chownat(&parent, name, Some(uid), Some(gid), flags).about(path.to_bytes())
 }
 
 /// Says which profile the next `execve` gets, and reads it back: a write that did not count must not go unnoticed.

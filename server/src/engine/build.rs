@@ -92,6 +92,7 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         root,
         nest: built.nest.clone(),
         images: labelled_images(&built, &directory, &nest_dir)?,
+        directories: built.directories.clone(),
         volumes: kinds,
         shm_context: apart.map(|labels| labels.shared.clone()),
         hooks: hooks::inputs(engine, container, &directory)?,
@@ -145,6 +146,7 @@ fn decide(
         entrypoint: &execution.entrypoint,
         cmd: &execution.cmd,
         working_dir: &execution.working_dir,
+        volumes: Some(&execution.volumes),
     };
     let devices = devices::find(&container.config.devices).map_err(EngineError::Device)?;
     let (host_dir, nest_dir) = (pod_dir.to_string_lossy(), in_nest(engine, &pod_dir));

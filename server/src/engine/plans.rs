@@ -116,6 +116,7 @@ fn doing(step: Option<&Step<'_>>, failure: &Failure) -> String {
         Some(Step::Hook(_)) => "run the",
         Some(Step::PivotRoot) => "change the root directory",
         Some(Step::Rlimit { .. }) => "set a resource limit",
+        Some(Step::OwnDirectory(_)) => "make the image's volume",
         Some(Step::WorkDir { .. }) => "change to the working directory",
         Some(Step::Identity { .. }) => "find in the image's accounts",
         Some(Step::Selinux { .. }) => "apply the SELinux context",

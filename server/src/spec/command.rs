@@ -1,5 +1,7 @@
 //! What is run: arguments, environment, working directory.
 
+use std::path::{Component, Path, PathBuf};
+
 use runtime_core::compile::DEFAULT_PATH;
 
 use super::{Inputs, SpecError};
@@ -33,6 +35,35 @@ pub(super) fn directory(inputs: &Inputs<'_>) -> Result<String, SpecError> {
         // Builders write relative directories at times; they start at the root.
         None => format!("/{}", image.trim_start_matches('/')),
     })
+}
+
+/// What the image means as volumes: directories of the container's own layer, as an image need not have them. Paths
+/// start at the root and end below it.
+pub(super) fn volumes(inputs: &Inputs<'_>) -> Result<Vec<PathBuf>, SpecError> {
+    /// Images have a handful.
+    const MOST: usize = 256;
+    let volumes = inputs.image.volumes.into_iter().flatten();
+    if volumes.clone().count() > MOST {
+        return Err(SpecError::ImageVolumes(MOST));
+    }
+    let mut paths = Vec::new();
+    for volume in volumes {
+        if volume.contains('\0') {
+            return Err(SpecError::ImageNul("volume"));
+        }
+        let mut path = PathBuf::from("/");
+        for part in Path::new(volume).components() {
+            match part {
+                Component::Normal(name) => path.push(name),
+                Component::ParentDir => drop(path.pop()),
+                Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+            }
+        }
+        if path.parent().is_some() {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
 }
 
 /// The environment: podd's own, then the image's, then the request's, then that of CDI devices; the last value of a name counts and stands

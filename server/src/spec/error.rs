@@ -14,6 +14,9 @@ pub enum SpecError {
     /// The image's configuration holds a NUL byte.
     #[error("the image's {0} holds a NUL byte")]
     ImageNul(&'static str),
+    /// The image means more directories as volumes than any does.
+    #[error("the image has more than {0} volumes")]
+    ImageVolumes(usize),
     /// The kernel, or podd's own bounding set, lacks capabilities that the request adds.
     #[error("capabilities {0} are not available on this host")]
     Capabilities(String),

@@ -1,5 +1,7 @@
 //! What an image says about running it, as far as a spec needs it. Foreign data, and only data.
 
+use std::collections::BTreeSet;
+
 /// Execution parameters of an image config (OCI image spec, config.md).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ImageDefaults<'a> {
@@ -13,4 +15,6 @@ pub struct ImageDefaults<'a> {
     pub cmd: &'a [String],
     /// Working directory; empty means `/`.
     pub working_dir: &'a str,
+    /// Paths meant as volumes.
+    pub volumes: Option<&'a BTreeSet<String>>,
 }

@@ -86,6 +86,8 @@ pub struct Built {
     pub nest: BTreeMap<PathBuf, NestMount>,
     /// Mounts of the spec that come from images, by destination.
     pub images: BTreeMap<PathBuf, ImageMount>,
+    /// Directories that the process gets where the image has none.
+    pub directories: Vec<PathBuf>,
 }
 
 /// Makes the spec of a container.
@@ -125,6 +127,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
         env,
         nest,
         images,
+        directories: command::volumes(inputs)?,
     })
 }
 

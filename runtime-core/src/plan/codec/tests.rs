@@ -149,6 +149,7 @@ fn every_step() -> Vec<Step<'static>> {
             path: c"/",
             create: true,
         },
+        Step::OwnDirectory(c"/data"),
         Step::Identity {
             user: UserRef::Name(c"www-data"),
             group: UserRef::Id(33),

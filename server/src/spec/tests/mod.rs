@@ -4,7 +4,7 @@ mod cdi;
 mod mounts;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxNamespaceType, Spec};
 use podd_proto::v1;
@@ -216,6 +216,24 @@ fn kubernetes_rules_choose_the_command() {
     let mut nothing = Case::new();
     nothing.container.command.clear();
     assert_eq!(nothing.try_build().unwrap_err(), SpecError::NoCommand);
+}
+
+#[test]
+fn volumes_of_the_image_are_directories_below_the_root() {
+    let volumes = |list: &[&str]| -> Option<&'static BTreeSet<String>> {
+        let list: BTreeSet<String> = list.iter().map(|text| (*text).to_owned()).collect();
+        Some(Box::leak(Box::new(list)))
+    };
+    let mut case = Case::new();
+    case.image.volumes = volumes(&["/data", "var//lib/./x/", "/../../etc/../up", "/", "/..", ""]);
+    let directories: BTreeSet<_> = case.build().directories.into_iter().collect();
+    let expected = ["/data", "/var/lib/x", "/up"].map(PathBuf::from);
+    assert_eq!(directories, BTreeSet::from(expected));
+    case.image.volumes = volumes(&["/a\0b"]);
+    assert_eq!(case.try_build().unwrap_err(), SpecError::ImageNul("volume"));
+    let many: Vec<String> = (0..257).map(|n| format!("/{n}")).collect();
+    case.image.volumes = volumes(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(case.try_build().unwrap_err(), SpecError::ImageVolumes(256));
 }
 
 #[test]
@@ -476,6 +494,7 @@ fn what_is_built_compiles_to_a_plan() {
         },
         nest: built.nest.clone(),
         images: built.images.clone(),
+        directories: built.directories.clone(),
         volumes: vec![FileKind::Directory],
         shm_context: None,
         hooks: None,
