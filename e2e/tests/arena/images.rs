@@ -240,6 +240,9 @@ fn file_system_info(env: &mut Env<'_>) -> Result<()> {
     let name = "gcr.io/k8s-staging-cri-tools/test-image-1:latest";
     cri.pull(name)?;
     ensure!(used()? > before, "a pull takes no space");
+    let said = cri.image_fs_info(pb::ImageFsInfoRequest {})?;
+    let (images, containers) = (&said.image_filesystems[0], &said.container_filesystems[0]);
+    equal("one file system", containers, images)?;
     cri.remove(name)?;
     equal("bytes after the removal", used()?, before)
 }

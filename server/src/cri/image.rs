@@ -98,7 +98,8 @@ pub async fn remove(
     Ok(v1::RemoveImageResponse {})
 }
 
-/// ImageFsInfo: what images use, and what containers write; counted as it happens, so nothing is walked.
+/// ImageFsInfo: what images use, which is counted as it happens, so that nothing is walked. On a file system of their
+/// own, what containers have written, as far as it was measured; else both are one file system, and are told as one.
 #[must_use]
 pub fn fs_info(engine: &Arc<Engine>) -> v1::ImageFsInfoResponse {
     let timestamp = now();
@@ -110,9 +111,14 @@ pub fn fs_info(engine: &Arc<Engine>) -> v1::ImageFsInfoResponse {
     };
     let usage = engine.images.usage();
     let (images, containers) = mountpoints(engine);
+    let (bytes, inodes) = if images == containers {
+        (usage.bytes, usage.inodes)
+    } else {
+        engine.written()
+    };
     v1::ImageFsInfoResponse {
         image_filesystems: vec![filesystem(images, usage.bytes, usage.inodes)],
-        container_filesystems: vec![filesystem(containers, 0, 0)],
+        container_filesystems: vec![filesystem(containers, bytes, inodes)],
     }
 }
 

@@ -217,6 +217,14 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Bytes and inodes that all containers have written, as far as that was measured.
+    #[must_use]
+    pub fn written(&self) -> (u64, u64) {
+        self.stats.layers.total()
+    }
+}
+
 /// One pass over the kernel's files.
 pub(super) struct Pass<'a> {
     pub(super) engine: &'a Engine,

@@ -112,6 +112,16 @@ impl Layers {
         );
     }
 
+    /// Bytes and inodes of all containers that were measured; starts no walk.
+    #[must_use]
+    pub fn total(&self) -> (u64, u64) {
+        let inner = self.0.lock();
+        let known = inner.known.values().filter_map(|known| known.usage);
+        known.fold((0, 0), |(bytes, inodes), it| {
+            (bytes + it.bytes, inodes + it.inodes)
+        })
+    }
+
     /// Forgets containers that are no more.
     pub fn retain(&self, exists: impl Fn(&ContainerId) -> bool) {
         self.0.lock().known.retain(|id, _| exists(id));
