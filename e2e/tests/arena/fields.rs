@@ -17,7 +17,7 @@ use crate::users;
 
 cases!("fields":
     as_inside_so_on_the_node, mounts_of_a_container_on_the_node, empty_lists_mask_nothing, seccomp_profile_of_a_file,
-    profiles_in_the_old_form, context_of_the_pod_is_the_pods);
+    profiles_in_the_old_form, context_of_the_pod_is_the_pods, spec_in_verbose_status);
 
 /// Lines of /proc/PID/status that have the same meaning inside and outside.
 const SAME: [&str; 12] = [
@@ -324,4 +324,63 @@ fn context_of_the_pod_is_the_pods(env: &mut Env<'_>) -> Result<()> {
         bad(&|s| s.apparmor = profile(ProfileType::Localhost, "")),
     )?;
     Ok(())
+}
+
+/// What scripts of operators read from the verbose status: the OCI spec, and namespaces by paths that can be opened.
+fn spec_in_verbose_status(env: &mut Env<'_>) -> Result<()> {
+    let (cri, pod) = (env.cri()?, env.pod("verbose")?);
+    let mut config = cri::shell("c", "exec sleep 1000");
+    config.annotations = [("of".to_owned(), "me".to_owned())].into();
+    let id = pod.started(&config)?;
+    let info = |id: &str| -> Result<serde_json::Value> {
+        let request = pb::ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: true,
+        };
+        let said = cri.container_status(request)?.info;
+        Ok(serde_json::from_str(said.get("info").context("no info")?)?)
+    };
+    let said = info(&id)?;
+    equal("privileged", &said["privileged"], &json!(false))?;
+    let spec = &said["runtimeSpec"];
+    equal(
+        "args",
+        &spec["process"]["args"],
+        &json!(["sh", "-c", "exec sleep 1000"]),
+    )?;
+    equal("annotations", &spec["annotations"], &json!({"of": "me"}))?;
+    ensure!(
+        spec["linux"]["seccomp"].is_null(),
+        "a filter that nobody asked for"
+    );
+    let request = pb::PodSandboxStatusRequest {
+        pod_sandbox_id: pod.id.clone(),
+        verbose: true,
+    };
+    let of_pod = cri.pod_sandbox_status(request)?.info;
+    let of_pod: serde_json::Value = serde_json::from_str(of_pod.get("info").context("no info")?)?;
+    let of_pod = &of_pod["runtimeSpec"];
+    equal("host name", &of_pod["hostname"], &json!("verbose"))?;
+    for (kind, file) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+        let wanted = fs::read_link(format!("/proc/{}/ns/{file}", said["pid"]))?;
+        for spec in [spec, of_pod] {
+            let listed = spec["linux"]["namespaces"].as_array().context("no namespaces")?;
+            let found = listed.iter().find(|it| it["type"] == kind).context(kind)?;
+            let path = found["path"]
+                .as_str()
+                .with_context(|| format!("{kind} has no path"))?;
+            equal(kind, fs::read_link(path)?, wanted.clone())?;
+        }
+    }
+    let own = spec["linux"]["namespaces"].as_array().into_iter().flatten();
+    let own = own.filter(|it| it["path"].is_null()).count();
+    equal("namespaces of its own (mount, cgroup, pid)", own, 3)?;
+    // Of one that is over, the spec is kept as long as its record.
+    cri.stop(&id, 0)?;
+    equal(
+        "args later",
+        &info(&id)?["runtimeSpec"]["process"]["args"][0],
+        &json!("sh"),
+    )?;
+    pod.remove()
 }

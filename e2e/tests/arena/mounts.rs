@@ -396,10 +396,13 @@ fn image_volume(env: &mut Env<'_>) -> Result<()> {
     equal("mounts of another", cri.container(&id)?.mounts.len(), 0)?;
     let mut again = config;
     again.metadata.get_or_insert_default().name = "again".to_owned();
+    again.mounts[0].image = Some(cri::spec(podd::IMAGE));
     let id = pod.created(&again)?;
     let said = cri.container(&id)?.mounts;
     pod.remove()?;
     let shown = said[0].image.clone().unwrap_or_default();
+    // As a kubelet looks for the images that its garbage collection must keep.
+    equal("image in status", &shown.image, &image)?;
     equal("digest in status", shown.image_ref, image)
 }
 

@@ -66,7 +66,8 @@ pub async fn status(
     Ok(v1::ContainerStatusResponse {
         status: Some(convert::container_status(&container, &resources)),
         info: if request.verbose {
-            convert::container_info(&container)
+            let spec = engine.container_spec(&container, &resources);
+            convert::container_info(&container, spec.await.map_err(Arc::new)?.as_ref())
         } else {
             Default::default()
         },

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use oci_spec::runtime::{LinuxNamespace, Spec};
 use podd_proto::v1;
 use prost::Message as _;
 
@@ -88,10 +89,12 @@ fn network(pod: &Pod) -> v1::PodSandboxNetworkStatus {
     }
 }
 
-/// What `verbose` adds to the status of a pod.
+/// What `verbose` adds to the status of a pod. It has no OCI spec; what people look for in one is told as such.
 #[must_use]
-pub fn pod_info(pod: &Pod, resources: &Resources) -> HashMap<String, String> {
+pub fn pod_info(pod: &Pod, resources: &Resources, namespaces: &[LinuxNamespace]) -> HashMap<String, String> {
     let record = &pod.record;
+    let sysctls = pod.config.sysctls.iter();
+    let sysctls: BTreeMap<_, _> = sysctls.map(|it| (&it.key, &it.value)).collect();
     info(&serde_json::json!({
         "pid": record.podinit.map(|p| p.pid),
         "cgroup": record.cgroup,
@@ -99,6 +102,11 @@ pub fn pod_info(pod: &Pod, resources: &Resources) -> HashMap<String, String> {
         "attachment": record.attachment,
         "resources": resources,
         "leftover": record.leftover,
+        "runtimeSpec": {
+            "hostname": pod.config.hostname,
+            "annotations": pod.config.annotations,
+            "linux": { "namespaces": namespaces, "sysctl": sysctls },
+        },
     }))
 }
 
@@ -203,14 +211,16 @@ fn mounts(mut asked: Vec<v1::Mount>, container: &Container) -> Vec<v1::Mount> {
         let volume = volumes.find(|volume| volume.path == known.container_path);
         if let (Some(image), Some(volume)) = (&mut mount.image, volume) {
             image.image_ref.clone_from(&volume.image_id);
+            // A kubelet keeps the images from its garbage collection that it finds under this name.
+            image.image.clone_from(&volume.image_id);
         }
     }
     asked
 }
 
-/// What `verbose` adds to the status of a container.
+/// What `verbose` adds to the status of a container; `spec` is its OCI spec, if one was decided.
 #[must_use]
-pub fn container_info(container: &Container) -> HashMap<String, String> {
+pub fn container_info(container: &Container, spec: Option<&Spec>) -> HashMap<String, String> {
     let record = &container.record;
     let pid = match record.phase {
         ContainerPhase::Created { pid } | ContainerPhase::Running { pid, .. } => Some(pid),
@@ -224,6 +234,8 @@ pub fn container_info(container: &Container) -> HashMap<String, String> {
         "bootId": record.boot_id,
         "layers": record.layers,
         "leftover": record.leftover,
+        "privileged": container.config.security.privileged,
+        "runtimeSpec": spec,
     }))
 }
 

@@ -65,7 +65,8 @@ pub async fn status(
         status: Some(convert::pod_status(&pod)),
         info: if request.verbose {
             let resources = engine.pod_resources(&pod).await.map_err(Arc::new)?;
-            convert::pod_info(&pod, &resources)
+            let namespaces = engine.pod_namespaces(&pod).await.map_err(Arc::new)?;
+            convert::pod_info(&pod, &resources, &namespaces)
         } else {
             Default::default()
         },

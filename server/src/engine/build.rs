@@ -350,16 +350,7 @@ pub fn exec_plan(
     args: Vec<String>,
     terminal: bool,
 ) -> Result<Vec<u8>, EngineError> {
-    let id = container.record.id;
-    let base = match engine.native.execs.get(&id) {
-        Some(base) => base,
-        None => {
-            let directory = engine.state.records().container_dir(&container.record.pod, &id);
-            let base = Arc::new(ExecBase::load(&directory)?);
-            engine.native.execs.put(id, Arc::clone(&base));
-            base
-        }
-    };
+    let base = exec_base(engine, container)?;
     let identity = container.record.identity.as_ref().map(|identity| Identity {
         user: Who::Id(identity.uid),
         group: Who::Id(identity.gid),
@@ -385,8 +376,23 @@ pub fn exec_plan(
     Ok(compile::exec(&with_score(engine, container, &base.spec), &inputs).map_err(NativeError::from)?)
 }
 
+/// What was decided when the container was made. Blocks.
+///
+/// # Errors
+/// It was not decided yet, or cannot be read.
+pub fn exec_base(engine: &Engine, container: &Container) -> Result<Arc<ExecBase>, NativeError> {
+    let id = container.record.id;
+    if let Some(base) = engine.native.execs.get(&id) {
+        return Ok(base);
+    }
+    let directory = engine.state.records().container_dir(&container.record.pod, &id);
+    let base = Arc::new(ExecBase::load(&directory)?);
+    engine.native.execs.put(id, Arc::clone(&base));
+    Ok(base)
+}
+
 /// The spec with the oom_score_adj that the container has now, where an update has changed it.
-fn with_score<'a>(engine: &Engine, container: &Container, spec: &'a Spec) -> Cow<'a, Spec> {
+pub fn with_score<'a>(engine: &Engine, container: &Container, spec: &'a Spec) -> Cow<'a, Spec> {
     let now = container
         .resources()
         .oom_score_adj
@@ -411,6 +417,12 @@ pub struct ExecBase {
 }
 
 impl ExecBase {
+    /// The spec that the container was made from.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
     /// The spec as JSON, for people too; the environment, which may hold any bytes, as `NAME=value` NUL.
     fn save(&self, directory: &Path) -> Result<(), NativeError> {
         use std::io::Write as _;

@@ -31,6 +31,7 @@ pub mod session;
 pub mod stats;
 pub mod systemd;
 pub mod undo;
+mod verbose;
 mod verify;
 mod writable;
 
