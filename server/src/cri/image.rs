@@ -208,7 +208,8 @@ fn is_pinned(pinned: &[String], image: &Image) -> bool {
         .iter()
         .filter_map(|name| Reference::parse(name).ok())
         .any(|reference| {
-            let name = reference.name();
+            // With its tag or digest, and the registry that it means where it names none.
+            let name = reference.to_string();
             image.repo_tags.contains(&name) || image.repo_digests.contains(&name)
         })
 }
@@ -236,6 +237,35 @@ async fn verbose(engine: &Arc<Engine>, image: &Image) -> Result<String, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_pinned_by_any_of_its_names() {
+        let image = Image {
+            id: podd_images::ImageId::parse(&"0".repeat(64)).unwrap(),
+            layers: vec![1],
+            repo_tags: vec![
+                "docker.io/library/a:1".to_owned(),
+                "quay.io/b/c:latest".to_owned(),
+            ],
+            repo_digests: vec![format!("quay.io/b/c@sha256:{}", "1".repeat(64))],
+            size: 1,
+            pinned: false,
+            config: Arc::default(),
+        };
+        let digest = &image.repo_digests[0];
+        for (name, pins) in [
+            ("docker.io/library/a:1", true),
+            ("a:1", true),
+            ("quay.io/b/c", true),
+            (digest.as_str(), true),
+            ("a", false),
+            ("a:2", false),
+            ("quay.io/b/c:1", false),
+            ("not a reference", false),
+        ] {
+            assert_eq!(is_pinned(&[name.to_owned()], &image), pins, "{name}");
+        }
+    }
 
     #[test]
     fn credentials_go_to_their_own_registry_only() {
