@@ -331,6 +331,8 @@ fn network_as_the_pod_sees_it(env: &mut Env<'_>) -> Result<()> {
     let before = inside()?;
     let network = linux(&cri, &pod)?.network.context("no network")?;
     let after = inside()?;
+    let names: Vec<&str> = network.interfaces.iter().map(|i| i.name.as_str()).collect();
+    equal("the other interfaces", names.as_slice(), ["lo"].as_slice())?;
     let interface = network.default_interface.context("no interface")?;
     equal("name", interface.name.as_str(), "eth0")?;
     let (rx, tx) = (value(interface.rx_bytes), value(interface.tx_bytes));

@@ -12,7 +12,7 @@ use tracing::Span;
 use super::fault::Fault;
 use super::list::{self, Calls};
 use super::{Messages, convert, filter, image};
-use crate::engine::stats::{self, ContainerUsage, GroupUsage, LayerUsage, PodUsage};
+use crate::engine::stats::{self, ContainerUsage, GroupUsage, LayerUsage, LinkUsage, PodUsage};
 use crate::engine::{Engine, EngineError};
 use crate::state::phase::PodPhase;
 use crate::state::store::{Container, Pod};
@@ -146,17 +146,11 @@ fn pod_stats(usage: &PodUsage, mountpoint: &str) -> v1::PodSandboxStats {
     let pod = &usage.pod;
     let (group, attachment) = (usage.group.as_ref(), pod.record.attachment.as_ref());
     let interface = attachment.zip(usage.link).map(|(attachment, link)| {
-        let counters = v1::NetworkInterfaceUsage {
-            name: attachment.interface.clone(),
-            rx_bytes: number(Some(link.rx_bytes)),
-            rx_errors: number(Some(link.rx_errors)),
-            tx_bytes: number(Some(link.tx_bytes)),
-            tx_errors: number(Some(link.tx_errors)),
-        };
+        let others = usage.other_links.iter();
         v1::NetworkUsage {
             timestamp: link.at,
-            default_interface: Some(counters),
-            interfaces: Vec::new(),
+            default_interface: Some(interface_usage(&attachment.interface, link)),
+            interfaces: others.map(|(name, link)| interface_usage(name, *link)).collect(),
         }
     });
     let containers = usage.containers.iter();
@@ -269,6 +263,16 @@ fn psi(pressure: Pressure) -> v1::PsiStats {
     }
 }
 
+fn interface_usage(name: &str, link: LinkUsage) -> v1::NetworkInterfaceUsage {
+    v1::NetworkInterfaceUsage {
+        name: name.to_owned(),
+        rx_bytes: number(Some(link.rx_bytes)),
+        rx_errors: number(Some(link.rx_errors)),
+        tx_bytes: number(Some(link.tx_bytes)),
+        tx_errors: number(Some(link.tx_errors)),
+    }
+}
+
 fn number(value: Option<u64>) -> Option<v1::UInt64Value> {
     value.map(|value| v1::UInt64Value { value })
 }
@@ -278,7 +282,6 @@ mod tests {
     use super::*;
     use runtime_core::cgroup::CpuStats;
 
-    use crate::engine::stats::LinkUsage;
     use crate::state::record::tests;
 
     fn value(number: Option<v1::UInt64Value>) -> Option<u64> {
@@ -403,6 +406,7 @@ mod tests {
                 tx_errors: 4,
                 tx_dropped: 8,
             }),
+            other_links: Vec::new(),
             processes: Some((8, 2)),
             containers: Vec::new(),
         };

@@ -70,6 +70,23 @@ pub struct LinkUsage {
     pub tx_dropped: u64,
 }
 
+impl LinkUsage {
+    /// What one end sends, the other receives.
+    fn of_other_end(self) -> Self {
+        Self {
+            at: self.at,
+            rx_bytes: self.tx_bytes,
+            rx_packets: self.tx_packets,
+            rx_errors: self.tx_errors,
+            rx_dropped: self.tx_dropped,
+            tx_bytes: self.rx_bytes,
+            tx_packets: self.rx_packets,
+            tx_errors: self.rx_errors,
+            tx_dropped: self.rx_dropped,
+        }
+    }
+}
+
 /// What a pod uses.
 #[derive(Debug, Clone)]
 pub struct PodUsage {
@@ -79,6 +96,8 @@ pub struct PodUsage {
     pub group: Option<GroupUsage>,
     /// Its interface; absent in the host's network and after the pod was stopped.
     pub link: Option<LinkUsage>,
+    /// The other interfaces of its network, by name, while a process is in there.
+    pub other_links: Vec<(String, LinkUsage)>,
     /// When processes were counted, and how many there were.
     pub processes: Option<(Nanos, u64)>,
     /// Its containers that are not over.
@@ -278,6 +297,7 @@ impl Pass<'_> {
                 .as_ref()
                 .and_then(|cgroup| self.group(cgroup, Key::Pod(record.id))),
             processes: cgroup.and_then(|cgroup| Some((now(), self.processes(&cgroup, &mine)?))),
+            other_links: other_links(&pod, &mine),
             link,
             containers: mine.into_iter().map(|c| self.container(c)).collect(),
             pod,
@@ -343,11 +363,29 @@ pub(super) fn tell<T>(path: &str, e: &NativeError) -> Option<T> {
 fn links() -> HashMap<String, LinkUsage> {
     let at = now();
     let text = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
-    text.lines().filter_map(|line| link(line, at)).collect()
+    let link = |line| link(line, at).map(|(name, usage)| (name, usage.of_other_end()));
+    text.lines().filter_map(link).collect()
 }
 
-/// A line of /proc/net/dev as the other end of the link sees it: what the host's end sends, the pod receives.
-/// Eight numbers of what was received, eight of what was sent; each begins with bytes, packets, errors, drops.
+/// The interfaces of a pod's own network but for the one that podd made, as a process in it sees them.
+fn other_links(pod: &Pod, containers: &[Arc<Container>]) -> Vec<(String, LinkUsage)> {
+    let Some(attachment) = &pod.record.attachment else {
+        return Vec::new();
+    };
+    let running = |c: &Arc<Container>| match c.record.phase {
+        ContainerPhase::Running { pid, .. } => Some(pid),
+        _ => None,
+    };
+    let Some(pid) = containers.iter().find_map(running) else {
+        return Vec::new();
+    };
+    let at = now();
+    let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+    let links = text.lines().filter_map(|line| link(line, at));
+    links.filter(|(name, _)| *name != attachment.interface).collect()
+}
+
+/// A line of /proc/net/dev. Eight numbers of what was received, eight of what was sent; each begins with bytes, packets, errors, drops.
 fn link(line: &str, at: Nanos) -> Option<(String, LinkUsage)> {
     let (name, counters) = line.split_once(':')?;
     let mut counters = counters.split_ascii_whitespace().map(str::parse::<u64>);
@@ -357,7 +395,7 @@ fn link(line: &str, at: Nanos) -> Option<(String, LinkUsage)> {
         counters.nth(3)?.ok()?;
         Some(first)
     };
-    let ([tx_bytes, tx_packets, tx_errors, tx_dropped], [rx_bytes, rx_packets, rx_errors, rx_dropped]) =
+    let ([rx_bytes, rx_packets, rx_errors, rx_dropped], [tx_bytes, tx_packets, tx_errors, tx_dropped]) =
         (half()?, half()?);
     let usage = LinkUsage {
         at,
@@ -410,7 +448,9 @@ mod tests {
         }
         let line = " veth0:      1      2    3    4    0     0          0         0       5       6    7    8    0     \
                     0       0          0";
-        let (name, usage) = link(line, 9).unwrap();
+        let (name, usage) = link(line, 9)
+            .map(|(name, usage)| (name, usage.of_other_end()))
+            .unwrap();
         assert_eq!((name.as_str(), usage.at), ("veth0", 9));
         let sent = [
             usage.tx_bytes,
