@@ -169,6 +169,14 @@ impl StatsReader {
         })
     }
 
+    /// memory.max; absent where there is no limit, and without the controller.
+    ///
+    /// # Errors
+    /// As for [`StatsReader::cpu`].
+    pub fn memory_limit(&mut self, cgroup: &Cgroup) -> Result<Option<u64>, CgroupError> {
+        self.number(cgroup, "memory.max")
+    }
+
     /// io.pressure.
     ///
     /// # Errors

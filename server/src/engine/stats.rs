@@ -292,16 +292,31 @@ impl Pass<'_> {
             .collect();
         let cgroup = self.find(record.cgroup.as_deref());
         let link = self.link(&pod);
+        let mut group = cgroup
+            .as_ref()
+            .and_then(|cgroup| self.group(cgroup, Key::Pod(record.id)));
+        if let Some(group) = &mut group {
+            let limits = [group.memory.limit, self.limit_of_slice(&pod)];
+            group.memory.limit = limits.into_iter().flatten().min();
+        }
         PodUsage {
-            group: cgroup
-                .as_ref()
-                .and_then(|cgroup| self.group(cgroup, Key::Pod(record.id))),
+            group,
             processes: cgroup.and_then(|cgroup| Some((now(), self.processes(&cgroup, &mine)?))),
             other_links: other_links(&pod, &mine),
             link,
             containers: mine.into_iter().map(|c| self.container(c)).collect(),
             pod,
         }
+    }
+
+    /// The limit of memory that the kubelet has set for a pod in a scope: on the slice around the scope.
+    fn limit_of_slice(&mut self, pod: &Pod) -> Option<u64> {
+        let record = &pod.record;
+        let scope = record.scope.as_ref().and(record.cgroup.as_deref())?;
+        let slice = scope.rsplitn(3, '/').nth(2);
+        let slice = self.find(slice)?;
+        let limit = self.reader.memory_limit(&slice);
+        limit.unwrap_or_else(|e| tell(slice.path().as_str(), &e.into()))
     }
 
     /// Opens a cgroup, if it still exists.
