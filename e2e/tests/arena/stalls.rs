@@ -308,11 +308,15 @@ fn a_full_state_directory(env: &mut Env<'_>) -> Result<()> {
         "it is not full"
     );
     let asked = cri::pod_config("new");
-    ensure!(cri.run_pod(&asked).is_err(), "a pod was made on a full disk");
-    ensure!(
-        pod.created(&cri::shell("new", "true")).is_err(),
-        "a container was made on a full disk"
-    );
+    refused("a pod", Code::ResourceExhausted, cri.run_pod(&asked))?;
+    let new = cri::shell("new", "true");
+    refused(
+        "a container",
+        Code::ResourceExhausted,
+        cri.create(&pod.id, &pod.config, &new),
+    )?;
+    env.podd()?.end(Signal::SIGKILL)?;
+    env.podd()?.start_again().context("start on a full disk")?;
     cri.sh(&ends, "mv /end.soon /end")?;
     equal("exit code", cri.wait_exit(&ends)?.exit_code, 3)?;
     cri.stop(&runs, 0)?;

@@ -122,6 +122,7 @@ fn engine(e: &EngineError) -> Code {
             Kind::Internal => Code::Internal,
         },
         EngineError::Unwound { source, .. } => engine(source),
+        EngineError::Record(e) if e.lacks_room() => Code::ResourceExhausted,
         EngineError::Record(_) | EngineError::MakeId(_) | EngineError::Panicked(_) => Code::Internal,
     }
 }

@@ -253,6 +253,13 @@ impl RecordError {
         }
     }
 
+    /// Whether the disk is full, which passes.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     /// The file or directory it is about.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -495,11 +502,15 @@ impl Records {
         }
     }
 
-    /// Notes that records are of this boot from now on.
+    /// Notes that records are of this boot from now on. Where that is noted already nothing is written: podd starts on a
+    /// full disk too.
     ///
     /// # Errors
     /// The file system refused.
     pub fn set_boot(&self, boot_id: &str) -> Result<(), RecordError> {
+        if self.last_boot()?.as_deref() == Some(boot_id) {
+            return Ok(());
+        }
         replace(&self.root, "boot-id", format!("{boot_id}\n").as_bytes())
     }
 
