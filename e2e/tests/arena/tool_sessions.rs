@@ -29,14 +29,14 @@ fn logs_in_parts(env: &mut Env<'_>) -> Result<()> {
     equal(
         "output",
         done.stdout.as_slice(),
-        b"one\ntwo\n\x1b[2Jend\n".as_slice(),
+        b"one\ntwo\n\x1b[2Jend".as_slice(),
     )?;
     equal("errors", done.stderr.as_slice(), b"err\n".as_slice())?;
     let tail = ran(&["logs", "--tail", "2", "c"])?;
     equal(
         "tail",
         (tail.stdout.len(), tail.stderr.len()),
-        (b"\x1b[2Jend\n".len(), 4),
+        (b"\x1b[2Jend".len(), 4),
     )?;
     let stamped = String::from_utf8(ran(&["logs", "-t", "--tail", "1", "c"])?.stdout)?;
     let time = stamped.split(' ').next().unwrap_or_default().to_owned();
@@ -44,7 +44,7 @@ fn logs_in_parts(env: &mut Env<'_>) -> Result<()> {
     equal(
         "since",
         ran(&["logs", "--since", &time, "c"])?.stdout.as_slice(),
-        b"\x1b[2Jend\n".as_slice(),
+        b"\x1b[2Jend".as_slice(),
     )?;
     equal(
         "since then",
@@ -54,7 +54,7 @@ fn logs_in_parts(env: &mut Env<'_>) -> Result<()> {
     equal(
         "followed to its end",
         ran(&["logs", "-f", "c"])?.stdout.len(),
-        b"one\ntwo\n\x1b[2Jend\n".len(),
+        b"one\ntwo\n\x1b[2Jend".len(),
     )?;
     contains(
         "no time",
