@@ -14,6 +14,8 @@
 //! (docs/state.md). The request of the CRI client is kept whole, as it was encoded, in base64; the other fields
 //! are what podd added, and what people want to read.
 
+mod error;
+
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -23,6 +25,8 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
+
+pub use error::RecordError;
 
 use super::phase::{ContainerPhase, Nanos, PodPhase};
 use super::reserve::Reserve;
@@ -205,71 +209,6 @@ pub struct ContainerRecord {
     /// What UpdateContainerResources made of the resources that the request asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated: Option<Resources>,
-}
-
-/// Why a record could not be written, read or deleted.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// The file system refused.
-    #[error("cannot {verb} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        verb: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The record is no JSON of the expected shape.
-    #[error("cannot make sense of {}: {source}", path.display())]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// The record was written by a newer podd.
-    #[error("{} has version {found}, this podd reads {VERSION}", path.display())]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
-    /// The record is about something else than its directory says.
-    #[error("{} is the record of another id", path.display())]
-    Misplaced {
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-impl RecordError {
-    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            verb,
-            path: path.to_owned(),
-            source,
-        }
-    }
-
-    /// Whether the disk is full, which passes.
-    #[must_use]
-    pub fn lacks_room(&self) -> bool {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
-    }
-
-    /// The file or directory it is about.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Io { path, .. }
-            | Self::Shape { path, .. }
-            | Self::Version { path, .. }
-            | Self::Misplaced { path } => path,
-        }
-    }
 }
 
 /// A directory tree of records.
