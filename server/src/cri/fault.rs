@@ -4,6 +4,7 @@
 //! error cannot be added without choosing its code. Logs nothing; `layers` does, once per request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::{Code, Status};
 
@@ -50,6 +51,9 @@ pub enum Fault {
     /// The handler of this RPC panicked.
     #[error("{0} ran into a defect of podd, see its log")]
     Panicked(String),
+    /// The client had set a time for this RPC, and that is over.
+    #[error("{0} takes longer than the {given} s that its client gave it", given = .1.as_secs_f32())]
+    ClientDeadline(String, Duration),
 }
 
 impl Fault {
@@ -75,6 +79,7 @@ impl Fault {
             Self::Events(Lost::Missed(_)) => Code::DataLoss,
             Self::Events(Lost::Closed) => Code::Unavailable,
             Self::Panicked(_) => Code::Internal,
+            Self::ClientDeadline(..) => Code::DeadlineExceeded,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What every RPC gets without asking: a span, one line in the log, a place in the metrics, and an answer even when its
-//! handler panics.
+//! handler panics or its client's deadline passes.
 //!
 //! Owns the logging of requests and their failures: no handler logs an error that it returns. The span carries
 //! the ids of the pod and the container, which the handlers record.
@@ -19,6 +19,7 @@ use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
+use super::deadline::Deadline;
 use super::fault::Fault;
 use crate::observe::metrics::Metrics;
 use crate::trace::{Root, Tracer};
@@ -87,17 +88,17 @@ where
             span.record("trace", tracing::field::display(root.trace()));
             request.uri().path().trim_start_matches('/').to_owned()
         });
+        let deadline = Deadline::of(request.headers());
         // The service that was polled ready is the one that must be called.
         let other = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, other);
         let work = async move {
             let began = Instant::now();
-            let answered = AssertUnwindSafe(async move { inner.call(request).await })
-                .catch_unwind()
-                .await;
-            let response = match answered {
-                Ok(Ok(response)) => response,
-                Err(_) => Status::from(Fault::Panicked(rpc.clone())).into_http(),
+            let answer = AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind();
+            let response = match Deadline::within(deadline, answer).await {
+                Ok(Ok(Ok(response))) => response,
+                Ok(Err(_)) => Status::from(Fault::Panicked(rpc.clone())).into_http(),
+                Err(patience) => Status::from(Fault::ClientDeadline(rpc.clone(), patience)).into_http(),
             };
             let status = Status::from_header_map(response.headers());
             call.answered(status.as_ref().map_or(Code::Ok, Status::code));
@@ -166,6 +167,33 @@ mod tests {
             "{}",
             status.message()
         );
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_no_time_left_is_told() {
+        let (client, server) = tokio::net::UnixStream::pair().unwrap();
+        let service = tower::service_fn(|_: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, Infallible>>()
+        });
+        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(server));
+        let server = tonic::transport::Server::builder().layer(Observe::default());
+        tokio::spawn(server.serve_with_incoming(service, incoming));
+        // A client without a timer of its own, so that what is read is what podd says.
+        let (mut send, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let asked = (0..20).map(|_| {
+            let request = Request::post("http://localhost/runtime.v1.RuntimeService/Version")
+                .header("grpc-timeout", "50m")
+                .body(())
+                .unwrap();
+            send.send_request(request, true).unwrap().0
+        });
+        for response in asked.collect::<Vec<_>>() {
+            let response = response.await.unwrap();
+            let status = Status::from_header_map(response.headers()).unwrap();
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+            assert!(status.message().contains("0.05 s"), "{}", status.message());
+        }
     }
 
     #[test]

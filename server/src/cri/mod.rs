@@ -5,6 +5,7 @@
 
 pub mod container;
 pub mod convert;
+pub mod deadline;
 pub mod events;
 pub mod exec;
 pub mod fault;
