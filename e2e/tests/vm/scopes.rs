@@ -17,7 +17,7 @@ use tonic::Code;
 
 use crate::case::{Pod, contains, equal, eventually, refused};
 use crate::stats;
-use crate::systemd::{UNIT, client, kubelet_pod, property, told};
+use crate::systemd::{UNIT, cgroups_named, client, kubelet_pod, property, told};
 
 /// Units of podd's pods that systemd knows, in whatever state.
 fn scopes() -> Result<Vec<String>> {
@@ -29,9 +29,13 @@ fn scopes() -> Result<Vec<String>> {
     Ok(list.lines().filter_map(name).collect())
 }
 
-/// systemd collects what is over in its own time.
+/// systemd collects what is over in its own time. A cgroup that it gave up is in no list of its own.
 fn no_scopes() -> Result<()> {
-    eventually("no scope is left", 60, || Ok(scopes()?.is_empty()))
+    eventually("no scope is left", 60, || Ok(scopes()?.is_empty()))?;
+    eventually("no cgroup of a pod is left", 20, || {
+        Ok(cgroups_named("/podd-").is_empty())
+    })
+    .with_context(|| format!("{:?}", cgroups_named("/podd-")))
 }
 
 fn scope_of(pod: &Pod) -> String {

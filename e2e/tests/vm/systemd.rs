@@ -176,7 +176,7 @@ fn whole_lifecycle() -> Result<()> {
 }
 
 /// Cgroups whose name contains `part`.
-fn cgroups_named(part: &str) -> Vec<PathBuf> {
+pub fn cgroups_named(part: &str) -> Vec<PathBuf> {
     let (mut dirs, mut found) = (vec![PathBuf::from("/sys/fs/cgroup")], Vec::new());
     while let Some(dir) = dirs.pop() {
         let below = fs::read_dir(&dir)

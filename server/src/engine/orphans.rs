@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::native::NativeError;
-use super::place::Place;
+use super::place::{self, Place};
 use super::plans::Stat;
 use super::{Engine, EngineError, blocking};
 use crate::model::{ContainerId, PodId};
@@ -189,8 +189,11 @@ impl Engine {
             self.native.cgroups.end(path, deadline)?;
         }
         podinit.process.wait(deadline).map_err(failed)?;
-        // A pod that had a parent of the kubelet's has no cgroup there; a scope is ended by who looks for scopes.
-        if let Place::Own(path) = self.native.place(&podinit.pod, None)? {
+        if let Some(scope) = place::scope_of(&own, &podinit.pod) {
+            // systemd removes one that is empty, but gives up where somebody else removes what is in it meanwhile.
+            self.native.cgroups.remove(&scope, deadline)?;
+        } else if let Place::Own(path) = self.native.place(&podinit.pod, None)? {
+            // A pod that had a parent of the kubelet's has no cgroup there.
             self.native.cgroups.remove(&path, deadline)?;
         }
         super::pod::remove_file(&self.native.socket_path(&podinit.pod))

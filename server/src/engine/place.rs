@@ -139,6 +139,13 @@ fn unit(pod: &PodId) -> String {
     format!("podd-{pod}.scope")
 }
 
+/// The scope of a pod whose podinit is in the cgroup `of_podinit`, if it is in one.
+pub fn scope_of(of_podinit: &str, pod: &PodId) -> Option<CgroupPath> {
+    let scope = of_podinit.strip_suffix(LEAF)?.strip_suffix('/')?;
+    let name = scope.rsplit('/').next()?;
+    (name == unit(pod)).then(|| scope.parse().ok())?
+}
+
 /// Where systemd puts a slice: `a.slice/a-b.slice` for `a-b.slice`, and the root for `-.slice`.
 fn slice_path(slice: &str) -> Result<CgroupPath, CgroupPathError> {
     let stem = slice.trim_end_matches(".slice");
@@ -310,6 +317,18 @@ mod tests {
             format!("/podd.slice/podd-{pod}.scope/pod")
         );
         assert_eq!(slice_path("-.slice").unwrap(), CgroupPath::root());
+    }
+
+    #[test]
+    fn podinit_is_in_the_scope_of_its_pod_or_in_none() {
+        let pod = id();
+        let scope = format!("a.slice/a-b.slice/podd-{pod}.scope");
+        let of = |path: &str| scope_of(path, &pod).map(|path| path.as_str().to_owned());
+        assert_eq!(of(&format!("{scope}/podinit")), Some(scope.clone()));
+        assert_eq!(of(&scope), None);
+        assert_eq!(of(&format!("a.slice/podd-{}.scope/podinit", id())), None);
+        assert_eq!(of("system.slice/podd.service"), None);
+        assert_eq!(of("podinit"), None);
     }
 
     #[test]
