@@ -14,4 +14,5 @@ pub mod observe;
 pub mod podd;
 pub mod registry;
 pub mod session;
+pub mod steps;
 pub mod vm;

@@ -1,22 +1,25 @@
-//! podd is killed at any moment while clients work, and comes back: nothing is left, lost or run twice.
+//! podd is killed at any moment while clients work, and before each single change that the life of a pod makes, and comes
+//! back: nothing is left, lost or run twice.
 //!
 //! `PODD_CRASH_KILLS` says how often it is killed, `PODD_CRASH_SEED` repeats the choices of an earlier run (the
 //! machine's own timing it cannot repeat).
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use podd_e2e::cri::{self, Cri};
 use podd_e2e::podd;
+use podd_e2e::steps::{Followed, follow};
 use podd_proto::v1 as pb;
 use tonic::{Code, Status};
 
 use crate::case::{Env, asked, cases, equal, log_lines};
 
-cases!("crash": killed_at_any_moment);
+cases!("crash": killed_at_any_moment, killed_before_every_change);
 
 /// Clients that work at the same time.
 const CLIENTS: u64 = 8;
@@ -66,6 +69,11 @@ fn killed_at_any_moment(env: &mut Env<'_>) -> Result<()> {
         .list_containers(pb::ListContainersRequest::default())?
         .containers;
     ensure!(left.is_empty(), "containers without a pod: {left:?}");
+    remove_cgroups()
+}
+
+/// Removes what is the clients' own, when all pods are gone.
+fn remove_cgroups() -> Result<()> {
     fs::remove_dir(CGROUPS).with_context(|| format!("remove {CGROUPS}"))
 }
 
@@ -97,6 +105,59 @@ fn kill_often(env: &mut Env<'_>, kills: u64, random: &mut Random, over: &AtomicB
         );
     }
     Ok(slowest)
+}
+
+/// The lives of two kinds of pods, of which one has all that the kinds have, with podd killed before their first change,
+/// their second, and so on to the last.
+fn killed_before_every_change(env: &mut Env<'_>) -> Result<()> {
+    for client in [0, CLIENTS - 1] {
+        let mut at = 1;
+        loop {
+            let killed =
+                killed_before(env, client, at).with_context(|| format!("change {at} of kind {client}"))?;
+            match killed {
+                Followed::Killed(_) => at += 1,
+                Followed::Over(changes) => {
+                    println!("crash: killed before each of {changes} changes of kind {client}");
+                    // The lives of pods differ a little; one that is over early may not end the test.
+                    ensure!(changes > 50, "a pod that lives by {changes} changes");
+                    break;
+                }
+            }
+        }
+    }
+    remove_cgroups()
+}
+
+/// One pod, with podd killed before change number `at`.
+fn killed_before(env: &mut Env<'_>, client: u64, at: u64) -> Result<Followed> {
+    let (cri, over) = (env.cri()?, AtomicBool::new(false));
+    let (begun, seen) = mpsc::channel();
+    let podd = env.podd()?;
+    let pid = podd.pid();
+    std::thread::scope(|scope| {
+        let over = &over;
+        let follower =
+            scope.spawn(move || follow(pid, Some(at), over, move || begun.send(()).unwrap_or_default()));
+        // One that cannot follow says so below.
+        let _ = seen.recv();
+        let life = scope.spawn(|| {
+            let lived = Round::new(&cri, client, at).run(&mut Random(at));
+            over.store(true, Ordering::Relaxed);
+            lived
+        });
+        let followed = follower.join().ok().context("the follower panicked")??;
+        if let Followed::Killed(call) = followed {
+            podd.end(Signal::SIGKILL)?;
+            podd.start_again()
+                .with_context(|| format!("killed before {call}"))?;
+        }
+        let lived = life.join().ok().context("the client panicked")?;
+        lived.with_context(|| format!("{followed:?}\n{}", podd::log_tail()))?;
+        let left = cri.list_pod_sandbox(pb::ListPodSandboxRequest::default())?.items;
+        ensure!(left.is_empty(), "{followed:?}: {left:?}");
+        Ok(followed)
+    })
 }
 
 /// Makes pods and removes them until it is over; how many. The first failure ends all clients.

@@ -153,8 +153,11 @@ fn tree_of_pods(env: &mut Env<'_>) -> Result<()> {
     let pod = env.pod("tree")?;
     let id = pod.started(&cri::shell("c", "sleep 1001 & sleep 1002 & wait"))?;
     let address = pod.address('.')?;
+    // A process that was forked and has not executed yet shows the shell's command.
     eventually("three processes", 10, || {
-        Ok(told(&["pods"])?.contains("sleep 1002"))
+        let tree = told(&["pods"])?;
+        let ends = |command: &str| tree.lines().any(|line| line.ends_with(command));
+        Ok(ends(" sleep 1001") && ends(" sleep 1002") && tree.lines().count() == 5)
     })?;
     let tree = told(&["pods"])?;
     let lines: Vec<_> = tree.lines().collect();
