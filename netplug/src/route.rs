@@ -25,12 +25,19 @@ pub(crate) type RouteRequest = Request<RouteNetlinkMessage>;
 /// The loopback interface's index in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
+/// One queue each way in place of one for each processor, which a veth makes objects in sysfs for, at a third of its cost
+/// with two processors. It sends without a lock and receives on the sender's processor, with one queue as with many.
+const ONE_SENDER: LinkAttribute = LinkAttribute::NumTxQueues(1);
+const ONE_RECEIVER: LinkAttribute = LinkAttribute::NumRxQueues(1);
+
 /// Creates the pair: host end on the bridge, pod end in the namespace `netns`.
 pub(crate) fn create_veth(plan: &VethPlan, host_link: &str, netns: i32) -> RouteRequest {
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(plan.interface.clone()),
         LinkAttribute::Mtu(plan.mtu),
+        ONE_SENDER,
+        ONE_RECEIVER,
         LinkAttribute::Address(plan.mac.0.to_vec()),
         LinkAttribute::NetNsFd(netns),
     ];
@@ -38,6 +45,8 @@ pub(crate) fn create_veth(plan: &VethPlan, host_link: &str, netns: i32) -> Route
     link.attributes = vec![
         LinkAttribute::IfName(host_link.to_owned()),
         LinkAttribute::Mtu(plan.mtu),
+        ONE_SENDER,
+        ONE_RECEIVER,
         LinkAttribute::Controller(plan.bridge_index),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
