@@ -132,9 +132,8 @@ impl CgroupRoot {
             path: path.clone(),
             source,
         };
-        let mut dir = files::open_dir(self.dir(), "").map_err(|source| fail(path, source))?;
-        let mut at = CgroupPath::root();
-        for name in path.names() {
+        let (mut dir, mut at) = self.complete_above(path)?;
+        for name in path.names().skip(at.names().count()) {
             hand_down(dir.as_fd(), &at)?;
             at = at.join(name)?;
             match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
@@ -144,6 +143,26 @@ impl CgroupRoot {
             dir = files::open_dir(&dir, name).map_err(|source| fail(&at, source))?;
         }
         Ok(Cgroup::new(self.clone(), dir, at))
+    }
+
+    /// The cgroup above `path` where that has all controllers of the root, so that nothing is missing on the way to it, as
+    /// is the case for all but the first below it; the root otherwise.
+    fn complete_above(&self, path: &CgroupPath) -> Result<(OwnedFd, CgroupPath), CgroupError> {
+        let root = CgroupPath::root();
+        if let Some(above) = path.parent()
+            && above != root
+            && let Ok(dir) = files::open_dir(self.dir(), above.as_str())
+            && let Ok(has) = controllers_of(dir.as_fd(), &above, "cgroup.controllers")
+            && has == self.controllers()?
+        {
+            return Ok((dir, above));
+        }
+        let open = files::open_dir(self.dir(), "");
+        let dir = open.map_err(|source| CgroupError::Create {
+            path: path.clone(),
+            source,
+        })?;
+        Ok((dir, root))
     }
 
     /// Makes a cgroup in one that exists, and hands nothing down to it: for processes that stand in the way of that.
