@@ -10,15 +10,16 @@
 //! <state_dir>/trash/                                      what is being deleted
 //! ```
 //!
-//! A record is written beside its place and renamed over it, without fsync: it need not outlive the machine
-//! (docs/state.md). The request of the CRI client is kept whole, as it was encoded, in base64; the other fields
+//! A record is written beside its place and exchanged for the one that is there, without fsync: it need not outlive the
+//! machine (docs/state.md). The request of the CRI client is kept whole, as it was encoded, in base64; the other fields
 //! are what podd added, and what people want to read.
 
 mod error;
+mod write;
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 pub use error::RecordError;
+use write::{exchange, replace};
 
 use super::phase::{ContainerPhase, Nanos, PodPhase};
 use super::reserve::Reserve;
@@ -309,16 +311,16 @@ impl Records {
             source,
         })?;
         text.push(b'\n');
-        match replace(dir, name, &text) {
+        match exchange(dir, name, &text) {
             Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 make_dir(dir, 0o700)?;
-                replace(dir, name, &text).inspect_err(|_| {
+                exchange(dir, name, &text).inspect_err(|_| {
                     let _ = fs::remove_dir(dir);
                 })
             }
             Err(RecordError::Io { source, .. }) if ends && source.kind() == io::ErrorKind::StorageFull => {
                 self.reserve.give_up();
-                replace(dir, name, &text)
+                exchange(dir, name, &text)
             }
             done => done,
         }
@@ -486,24 +488,6 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), RecordError> {
         .mode(mode)
         .create(path)
         .map_err(RecordError::io("make", path))
-}
-
-/// Writes a file beside its place and renames it over the old one.
-fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RecordError> {
-    let new = dir.join(format!("{name}.new"));
-    let open = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new);
-    let mut file = open.map_err(RecordError::io("create", &new))?;
-    if let Err(e) = file.write_all(bytes) {
-        let _ = fs::remove_file(&new);
-        return Err(RecordError::io("write", &new)(e));
-    }
-    let place = dir.join(name);
-    fs::rename(&new, &place).map_err(RecordError::io("replace", &place))
 }
 
 fn load<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
