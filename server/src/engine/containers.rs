@@ -13,6 +13,7 @@ use podd_images::Image;
 use tracing::Instrument as _;
 
 use super::hooks::{self, When};
+use super::keeper::number_of;
 use super::named::check_apparmor;
 use super::pods::{known, unwound};
 use super::undo::{Undo, UndoFailure};
@@ -104,15 +105,7 @@ impl Engine {
         let (parent, boot_id) = (Arc::clone(pod), self.state.boot_id().to_owned());
         let held = image.clone();
         let recorded = blocking("CreateContainer", move || -> Result<(), EngineError> {
-            let pod_id = parent.record.id;
-            let mut handle = 0;
-            let change = state.update_pod(&pod_id, |record| {
-                handle = record.next_handle;
-                record.next_handle += 1;
-                Ok(())
-            });
-            change.map_err(|e| EngineError::of_pod(pod_id, e))?;
-            let new = new_container(id, &parent, handle, request, fingerprint, &held);
+            let new = new_container(id, &parent, request, fingerprint, &held);
             let record = ContainerRecord {
                 boot_id,
                 image_volumes: volumes,
@@ -516,7 +509,6 @@ fn unseen() -> Exit {
 fn new_container(
     id: ContainerId,
     pod: &Pod,
-    handle: u32,
     request: CreateContainer,
     fingerprint: String,
     image: &Image,
@@ -533,7 +525,7 @@ fn new_container(
         id,
         pod: pod.record.id,
         boot_id: pod.record.boot_id.clone(),
-        handle,
+        handle: number_of(&id),
         name: config.metadata.name.clone(),
         attempt: config.metadata.attempt,
         created_at: now(),

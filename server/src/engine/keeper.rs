@@ -15,6 +15,7 @@ use tokio::net::UnixDatagram;
 use tokio::sync::{oneshot, watch};
 
 use super::native::NativeError;
+use crate::model::ContainerId;
 use crate::state::record::ProcessRef;
 
 /// Handle of the pod's own task: its namespaces.
@@ -28,6 +29,15 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// The same for starting a process, which waits for a stage; callers may have less patience.
 const LAUNCH: Duration = Duration::from_secs(300);
+
+/// The number of a new container, from the random beginning of its id: podinit refuses one that it knows.
+#[must_use]
+pub fn number_of(id: &ContainerId) -> u32 {
+    let beginning = id.as_str().get(..8).unwrap_or_default();
+    let random = u32::from_str_radix(beginning, 16).unwrap_or_default();
+    // Below the handles of execs, which begin with the upper half.
+    (random >> 1) % (FIRST_EXEC - 1)
+}
 
 /// How podinit knows a container.
 #[must_use]

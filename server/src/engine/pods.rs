@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
+use serde::de::IgnoredAny;
 use tokio::sync::OwnedRwLockReadGuard;
 
 use super::place::Place;
@@ -104,7 +105,7 @@ impl Engine {
             selinux_level: None,
             attachment: None,
             podinit: None,
-            next_handle: 0,
+            next_handle: IgnoredAny,
             updated: None,
         };
         Pod {

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 pub use error::RecordError;
@@ -114,9 +115,9 @@ pub struct PodRecord {
     /// Its podinit.
     #[serde(default)]
     pub podinit: Option<ProcessRef>,
-    /// The next container of this pod gets this handle; handles are never used twice.
-    #[serde(default)]
-    pub next_handle: u32,
+    /// Where an earlier podd counted the containers of the pod.
+    #[serde(default, skip_serializing)]
+    pub next_handle: IgnoredAny,
     /// What UpdatePodSandboxResources made of the resources and the overhead that the request asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated: Option<PodResources>,
@@ -168,7 +169,7 @@ pub struct ContainerRecord {
     pub pod: PodId,
     /// Boot of the kernel that the container lives in.
     pub boot_id: String,
-    /// The number by which podinit knows it, unique in the pod.
+    /// The number by which podinit knows it, unique in the pod as its id is.
     pub handle: u32,
     /// Name and attempt as the kubelet gave them, for people.
     pub name: String,
