@@ -3,7 +3,7 @@
 //! Blocking; opens files of podd's own and volumes, starts nothing.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,12 +19,13 @@ use runtime_core::plan::{FileKind, GroupsPolicy, mount_flag};
 use runtime_core::pod::{Missing, Relabel, Volumes};
 use runtime_core::seccomp::{self, Filter};
 
+use super::basis::{ExecBase, exec_base};
 use super::labels::label_files;
 use super::log::open_log;
 use super::native::NativeError;
 use super::{Engine, EngineError, hooks, plans};
 use crate::cdi::Edits;
-use crate::model::{ContainerId, IdMaps, Seccomp};
+use crate::model::{IdMaps, Seccomp};
 use crate::selinux::Labels;
 use crate::spec::{self, ImageDefaults, Inputs, PodFiles, devices};
 use crate::state::store::{Container, Pod};
@@ -101,15 +102,9 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
     let encoded = compile::container(&built.spec, &inputs).map_err(NativeError::from)?;
     let limits = limits(&built.spec)?;
     let devices = device_program(engine, &built.spec)?;
-    let execs = ExecBase {
-        spec: built.spec,
-        env: built.env,
-    };
-    execs.save(&directory)?;
-    if inputs.hooks.is_some() {
-        name_as_bundle(&directory)?;
-    }
-    engine.native.execs.put(id, Arc::new(execs));
+    let basis = ExecBase::new(built.spec, built.env);
+    basis.save(&directory)?;
+    engine.native.execs.put(id, Arc::new(basis));
     Ok(Build {
         plan: plans::seal(&encoded)?,
         encoded,
@@ -118,16 +113,6 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
         directory: open_directory(&directory)?,
         log: open_log(pod, container)?,
         volumes,
-    })
-}
-
-/// Gives the spec the name that hooks look for in a bundle (OCI runtime spec, bundle.md).
-fn name_as_bundle(directory: &Path) -> Result<(), NativeError> {
-    let path = directory.join("config.json");
-    std::fs::hard_link(directory.join("spec.json"), &path).map_err(|source| NativeError::File {
-        operation: "make",
-        path,
-        source,
     })
 }
 
@@ -357,7 +342,7 @@ pub fn exec_plan(
         groups: identity.groups.clone(),
         policy: GroupsPolicy::Strict,
     });
-    let mut env = base.env.clone();
+    let mut env = base.env().to_vec();
     if terminal && !env.iter().any(|entry| entry.starts_with(b"TERM=")) {
         env.push(b"TERM=xterm".to_vec());
     }
@@ -365,7 +350,7 @@ pub fn exec_plan(
         identity,
         env: Some(env),
         host_caps: engine.native.host.capabilities,
-        seccomp: engine.native.filters.of(&base.spec)?,
+        seccomp: engine.native.filters.of(base.spec())?,
         into_cgroup: true,
     };
     let inputs = ExecInputs {
@@ -373,22 +358,7 @@ pub fn exec_plan(
         terminal,
         process,
     };
-    Ok(compile::exec(&with_score(engine, container, &base.spec), &inputs).map_err(NativeError::from)?)
-}
-
-/// What was decided when the container was made. Blocks.
-///
-/// # Errors
-/// It was not decided yet, or cannot be read.
-pub fn exec_base(engine: &Engine, container: &Container) -> Result<Arc<ExecBase>, NativeError> {
-    let id = container.record.id;
-    if let Some(base) = engine.native.execs.get(&id) {
-        return Ok(base);
-    }
-    let directory = engine.state.records().container_dir(&container.record.pod, &id);
-    let base = Arc::new(ExecBase::load(&directory)?);
-    engine.native.execs.put(id, Arc::clone(&base));
-    Ok(base)
+    Ok(compile::exec(&with_score(engine, container, base.spec()), &inputs).map_err(NativeError::from)?)
 }
 
 /// The spec with the oom_score_adj that the container has now, where an update has changed it.
@@ -406,102 +376,6 @@ pub fn with_score<'a>(engine: &Engine, container: &Container, spec: &'a Spec) ->
             Cow::Owned(spec)
         }
         _ => Cow::Borrowed(spec),
-    }
-}
-
-/// What execs need of their container's creation: kept on disk beside the record, and in memory for a while.
-#[derive(Debug)]
-pub struct ExecBase {
-    spec: Spec,
-    env: Vec<Vec<u8>>,
-}
-
-impl ExecBase {
-    /// The spec that the container was made from.
-    #[must_use]
-    pub fn spec(&self) -> &Spec {
-        &self.spec
-    }
-
-    /// The spec as JSON, for people too; the environment, which may hold any bytes, as `NAME=value` NUL.
-    fn save(&self, directory: &Path) -> Result<(), NativeError> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
-        let write = |name: &str, content: &[u8]| {
-            let path = directory.join(name);
-            // The environment may hold secrets.
-            let mut options = std::fs::File::options();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let written = options.open(&path).and_then(|mut file| file.write_all(content));
-            written.map_err(|source| NativeError::File {
-                operation: "write",
-                path,
-                source,
-            })
-        };
-        let json = serde_json::to_vec(&self.spec).map_err(|e| NativeError::Kernel {
-            operation: "encode the OCI spec",
-            source: e.into(),
-        })?;
-        write("spec.json", &json)?;
-        write("environment", &self.env.join(&0))
-    }
-
-    fn load(directory: &Path) -> Result<Self, NativeError> {
-        let read = |name: &str| {
-            let path: PathBuf = directory.join(name);
-            let content = std::fs::read(&path);
-            content.map_err(|source| NativeError::File {
-                operation: "read",
-                path,
-                source,
-            })
-        };
-        let spec = serde_json::from_slice(&read("spec.json")?).map_err(|e| NativeError::File {
-            operation: "read",
-            path: directory.join("spec.json"),
-            source: e.into(),
-        })?;
-        let environment = read("environment")?;
-        let env = environment
-            .split(|byte| *byte == 0)
-            .filter(|entry| !entry.is_empty());
-        Ok(Self {
-            spec,
-            env: env.map(<[u8]>::to_vec).collect(),
-        })
-    }
-}
-
-/// The bases of the containers that were asked for last.
-#[derive(Debug, Default)]
-pub struct ExecBases(Mutex<HashMap<ContainerId, Arc<ExecBase>>>);
-
-impl ExecBases {
-    /// Probes run in few containers at a time; all others are read from disk again.
-    const MOST: usize = 64;
-
-    fn get(&self, id: &ContainerId) -> Option<Arc<ExecBase>> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(id)
-            .cloned()
-    }
-
-    fn put(&self, id: ContainerId, base: Arc<ExecBase>) {
-        let mut bases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if bases.len() >= Self::MOST
-            && let Some(any) = bases.keys().next().copied()
-        {
-            bases.remove(&any);
-        }
-        bases.insert(id, base);
-    }
-
-    /// Forgets a removed container.
-    pub fn forget(&self, id: &ContainerId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 }
 

@@ -4,6 +4,7 @@
 //! back what failed. What is done to processes, cgroups and the network is in `native`, `pod`, `container` and
 //! `exec`; this file and its siblings `pods` and `containers` never touch the kernel.
 
+mod basis;
 pub mod build;
 pub mod container;
 pub mod containers;

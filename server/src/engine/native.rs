@@ -9,7 +9,8 @@ use podd_netplug::{NetConfig, Network};
 use runtime_core::cgroup::{CgroupPath, CgroupRoot, DeviceControl, DeviceRules};
 use runtime_core::pod::{self, Programs, UserNamespaces};
 
-use super::build::{ExecBases, Filters};
+use super::basis::ExecBases;
+use super::build::Filters;
 use super::keeper::Keeper;
 use super::labels::label_store;
 use super::place::{self, Place};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
+use super::basis::exec_base;
 use super::plans::start_time;
 use super::{Engine, EngineError, blocking, build};
 use crate::model::{ContainerPid, Resources};
@@ -30,7 +31,7 @@ impl Engine {
         let (engine, container) = (Arc::clone(self), Arc::clone(container));
         let resources = resources.clone();
         blocking("ContainerStatus", move || -> Result<_, EngineError> {
-            let Ok(base) = build::exec_base(&engine, &container) else {
+            let Ok(base) = exec_base(&engine, &container) else {
                 return Ok(None);
             };
             let mut spec = build::with_score(&engine, &container, base.spec()).into_owned();
