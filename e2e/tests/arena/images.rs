@@ -1,9 +1,11 @@
 //! PullImage, ImageStatus, ListImages, RemoveImage, ImageFsInfo; images in every shape, and images that lie.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use podd_e2e::cri::{self, Cri};
 use podd_e2e::images::{self as build, Dialect, Entry, Image, Layer, Packing};
-use podd_e2e::podd::IMAGE;
+use podd_e2e::podd::{IMAGE, STATE_DIR};
 use podd_e2e::registry::ADDRESS;
 use podd_proto::v1 as pb;
 use serde_json::json;
@@ -13,7 +15,7 @@ use crate::case::{Env, cases, contains, equal, refused};
 
 cases!("images":
     pull_by_tag_and_digest, one_id_many_names, a_tag_removes_the_image, default_registry_and_tag,
-    schema2, index, manifest_list, zstd, uncompressed, whiteouts_and_hard_links, image_defaults, user_of_image,
+    schema2, index, manifest_list, zstd, uncompressed, whiteouts_and_hard_links, mount_points, image_defaults, user_of_image,
     file_system_info, pulled_twice, bad_references, missing_images, unreachable_registry, wrong_diff_id, truncated_layer,
     layer_that_is_no_archive, escaping_layers, verbose_status,
     volumes_are_directories);
@@ -156,6 +158,38 @@ fn index(env: &mut Env<'_>) -> Result<()> {
 
 fn manifest_list(env: &mut Env<'_>) -> Result<()> {
     same_id_through(env, "list")
+}
+
+/// What podd mounts in every container needs nothing in the layer that this writes; an image decides what is there before
+/// podd does, also when it says that nothing is.
+fn mount_points(env: &mut Env<'_>) -> Result<()> {
+    let pod = env.pod("points")?;
+    let id = pod.started(&cri::shell("c", "sleep 1000"))?;
+    let upper = format!("{STATE_DIR}/pods/{}/containers/{id}/upper", pod.id);
+    equal("what was written", fs::read_dir(&upper)?.count(), 0)?;
+    pod.remove()?;
+
+    let odd = [
+        build::file("etc/.wh..wh..opq", ""),
+        build::file("etc/passwd", "root:x:0:0::/:/bin/sh\n"),
+        Entry::Link("etc/hosts".to_owned(), "../tmp/there".to_owned()),
+    ];
+    let layers = [build::base_layer()?, Layer::new(&odd, Packing::Gzip)?];
+    let image = Image::new(&layers, &json!({}), Dialect::Oci);
+    env.registry().push("odd/points", &["latest"], &image)?;
+    let (cri, name) = (env.cri()?, "docker.io/odd/points:latest");
+    cri.pull(name)?;
+    let pod = env.pod("points")?;
+    let script = "cat /etc/hostname; grep -c localhost /tmp/there; ls /etc";
+    let mut config = cri::shell("c", script);
+    config.image = Some(cri::spec(name));
+    equal(
+        "seen",
+        pod.output(&config)?.as_str(),
+        "points\n2\nhostname\nhosts\npasswd\nresolv.conf\n",
+    )?;
+    pod.remove()?;
+    Ok(cri.remove(name)?)
 }
 
 fn whiteouts_and_hard_links(env: &mut Env<'_>) -> Result<()> {

@@ -23,7 +23,7 @@ use super::basis::{ExecBase, exec_base};
 use super::labels::label_files;
 use super::log::open_log;
 use super::native::NativeError;
-use super::{Engine, EngineError, hooks, plans};
+use super::{Engine, EngineError, hooks, plans, skeleton};
 use crate::cdi::Edits;
 use crate::model::{IdMaps, Seccomp};
 use crate::selinux::Labels;
@@ -69,9 +69,10 @@ pub fn build(engine: &Engine, pod: &Pod, container: &Container, image: &Image) -
     let labels = engine.labels(pod, &container.config)?;
     let built = decide(engine, pod, container, image, labels.as_ref())?;
     let nest_dir = in_nest(engine, &directory);
+    let lowers = image.layers.iter().rev().map(u64::to_string);
     let root = RootLayers {
         base: in_nest(engine, engine.images.layers_dir()),
-        lowers: image.layers.iter().rev().map(u64::to_string).collect(),
+        lowers: lowers.chain([skeleton::NAME.to_owned()]).collect(),
         upper: format!("{nest_dir}/upper"),
         work: format!("{nest_dir}/work"),
     };

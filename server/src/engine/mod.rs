@@ -29,6 +29,7 @@ pub mod pods;
 mod reconcile;
 pub mod resources;
 pub mod session;
+mod skeleton;
 pub mod stats;
 pub mod systemd;
 pub mod undo;
@@ -175,6 +176,7 @@ impl Engine {
             tracing::warn!(?warning, "the image store was not as podd had left it");
         }
         let native = Native::open(&config).await?;
+        skeleton::make(images.layers_dir())?;
         let engine = Arc::new(Self {
             config,
             state,
