@@ -216,3 +216,16 @@ fn records_of_the_first_podd_are_read_and_written_as_they_were() {
         same(serde_json::to_value(&found).unwrap(), container);
     }
 }
+
+#[test]
+fn pods_are_set_apart_on_ext4() {
+    // Beside the test itself: /tmp is often in memory.
+    let exe = std::env::current_exe().unwrap();
+    let dir = tempfile::tempdir_in(exe.parent().unwrap()).unwrap();
+    let pods = Records::open(dir.path()).unwrap().pods_dir();
+    Records::open(dir.path()).unwrap();
+    let flags = File::open(&pods).map(|dir| ioctl_getflags(&dir).unwrap_or(IFlags::empty()));
+    // EXT4_SUPER_MAGIC of statfs(2).
+    let is_ext4 = rustix::fs::statfs(&pods).unwrap().f_type == 0xef53;
+    assert_eq!(flags.unwrap().contains(IFlags::TOPDIR), is_ext4);
+}
