@@ -24,7 +24,7 @@ use crate::stats;
 
 /// In this order: the first installs podd, the last removes it.
 pub const CASES: &[Case] = guest_cases!("systemd":
-    installed_and_ready, whole_lifecycle, restart_leaves_pods, crash_leaves_pods, stop_leaves_pods,
+    installed_and_ready, whole_lifecycle, options_of_the_hierarchy_stay, restart_leaves_pods, crash_leaves_pods, stop_leaves_pods,
     a_scope_around_every_pod, annotations_set_no_properties, a_path_is_refused, reload_and_reexec_disturb_nobody, limits_of_a_pod_without_a_parent,
     a_scope_stopped_by_hand, a_scope_that_no_record_knows, podd_killed_while_a_scope_is_made, a_bus_that_hangs,
     removed);
@@ -173,6 +173,27 @@ fn whole_lifecycle() -> Result<()> {
     pod.remove()?;
     ensure!(!cgroup.exists(), "{} is left", cgroup.display());
     equal("cgroups with the pod's name", cgroups_named(&of_pod), Vec::new())
+}
+
+/// A privileged container is in the node's cgroup namespace, where whoever mounts the one hierarchy anew sets its options.
+fn options_of_the_hierarchy_stay() -> Result<()> {
+    let options = || told("findmnt", &["-no", "FS-OPTIONS", "/sys/fs/cgroup"]);
+    let before = options()?;
+    ensure!(
+        before.contains("nsdelegate"),
+        "systemd has mounted it with {before:?}"
+    );
+    let cri = client()?;
+    let mut config = cri::pod_config("hierarchy");
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().privileged = true;
+    let pod = Pod::run(&cri, config)?;
+    let script = "cd /sys/fs/cgroup; ls -d system.slice; mkdir made && rmdir made; grep -c ' /sys/fs/cgroup .*nosuid' /proc/self/mounts";
+    let mut config = cri::shell("c", script);
+    cri::security(&mut config).privileged = true;
+    equal("inside", pod.output(&config)?.as_str(), "system.slice\n1\n")?;
+    equal("options afterwards", options()?, before)?;
+    pod.remove()
 }
 
 /// Cgroups whose name contains `part`.

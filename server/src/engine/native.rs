@@ -114,7 +114,7 @@ impl Native {
             }
             let context = selinux.as_ref().map(Selinux::shared).unwrap_or_default();
             let programs = Programs::prepare(PODINIT, STAGE, &state_dir, &run_dir, &context)?;
-            let mut host = HostFacts::probe(nofile).map_err(|source| NativeError::Kernel {
+            let mut host = HostFacts::probe(nofile, &root).map_err(|source| NativeError::Kernel {
                 operation: "look at this host",
                 source,
             })?;

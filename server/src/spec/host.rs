@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxDevice;
 use runtime_core::compile::CapSet;
@@ -27,15 +27,17 @@ pub struct HostFacts {
     pub nofile: (u64, u64),
     /// The least oom_score_adj that podd may give.
     pub least_oom_score_adj: i32,
+    /// Where the node's cgroup v2 hierarchy is mounted.
+    pub cgroup_root: PathBuf,
 }
 
 impl HostFacts {
     /// Looks at the node. `nofile` is what containers are to get; a podd without CAP_SYS_RESOURCE can give no more
-    /// than it has itself, and can lower no oom_score_adj below its own.
+    /// than it has itself, and can lower no oom_score_adj below its own. cgroups are at `cgroup_root`.
     ///
     /// # Errors
     /// /proc or /dev cannot be read.
-    pub fn probe(nofile: (u64, u64)) -> io::Result<Self> {
+    pub fn probe(nofile: (u64, u64), cgroup_root: &Path) -> io::Result<Self> {
         let name = rustix::system::uname();
         let status = fs::read_to_string("/proc/self/status")?;
         let own_score = fs::read_to_string("/proc/self/oom_score_adj")?;
@@ -56,6 +58,7 @@ impl HostFacts {
             kernel: KernelVersion::parse(&name.release().to_string_lossy()),
             apparmor: None,
             devices: devices::all(Path::new("/dev"))?,
+            cgroup_root: cgroup_root.to_owned(),
         })
     }
 }
@@ -76,7 +79,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_looked_at() {
-        let facts = HostFacts::probe((1024, 524_288)).unwrap();
+        let facts = HostFacts::probe((1024, 524_288), Path::new("/sys/fs/cgroup")).unwrap();
         assert!(!facts.hostname.is_empty());
         assert!(facts.kernel >= KernelVersion::new(5, 0));
         assert!(

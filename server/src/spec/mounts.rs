@@ -36,15 +36,8 @@ const KERNEL: [(&str, &str, &[&str]); 4] = [
     ("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
 ];
 
-/// Those that a privileged container may write.
-const SYSTEM: [(&str, &str, &[&str]); 2] = [
-    ("/sys", "sysfs", &["nosuid", "noexec", "nodev"]),
-    (
-        "/sys/fs/cgroup",
-        "cgroup2",
-        &["nosuid", "noexec", "nodev", "relatime"],
-    ),
-];
+/// Where the container sees cgroups.
+const CGROUP: &str = "/sys/fs/cgroup";
 
 /// Files that the pod brings, unless the request does: a kubelet mounts its own /etc/hosts.
 const FILES: [(&str, &str); 3] = [
@@ -78,14 +71,11 @@ pub(super) fn mounts(
         above.chain([path]).any(|prefix| requested.contains(prefix))
     };
 
-    let access = if security.privileged { "rw" } else { "ro" };
-    let kernel = KERNEL
+    let mut mounts: Vec<OciMount> = KERNEL
         .iter()
-        .map(|mount| (mount, None))
-        .chain(SYSTEM.iter().map(|mount| (mount, Some(access))));
-    let mut mounts: Vec<OciMount> = kernel
-        .filter(|((path, ..), _)| !below(path))
-        .map(|((path, kind, options), access)| oci(path, kind, kind, options.iter().copied().chain(access)))
+        .map(|(path, kind, options)| oci(path, kind, kind, options.iter().copied()))
+        .chain(system(inputs))
+        .filter(|mount| !mount.destination().to_str().is_some_and(below))
         .collect();
 
     if let Some(queues) = mounts
@@ -118,6 +108,28 @@ pub(super) fn mounts(
     binds.sort_by_key(|mount| mount.destination().components().count());
     mounts.append(&mut binds);
     Ok((mounts, nest))
+}
+
+/// The file systems that a privileged container may write.
+fn system(inputs: &Inputs<'_>) -> [OciMount; 2] {
+    let privileged = inputs.container.security.privileged;
+    let access = if privileged { "rw" } else { "ro" };
+    let sysfs = ["nosuid", "noexec", "nodev", access];
+    let cgroup = ["nosuid", "noexec", "nodev", "relatime", access];
+    let cgroup = if privileged {
+        // It is in the node's cgroup namespace. Another mount there would set the options of the hierarchy, as
+        // nsdelegate, to its own for the whole node (cgroup_get_tree of Linux).
+        let root = inputs.host.cgroup_root.to_string_lossy();
+        oci(
+            CGROUP,
+            "bind",
+            &root,
+            ["bind", "rprivate"].into_iter().chain(cgroup),
+        )
+    } else {
+        oci(CGROUP, "cgroup2", "cgroup2", cgroup)
+    };
+    [oci("/sys", "sysfs", "sysfs", sysfs), cgroup]
 }
 
 /// The message queues are one file system for all containers of a pod, whatever their levels are. That of the node has a

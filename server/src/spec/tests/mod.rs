@@ -65,6 +65,7 @@ impl Case {
                 devices: Vec::new(),
                 nofile: (1024, 524_288),
                 least_oom_score_adj: -1000,
+                cgroup_root: "/sys/fs/cgroup/unified".into(),
             },
             image: ImageDefaults::default(),
             cdi: Edits::default(),
@@ -389,11 +390,8 @@ fn privileged_lifts_everything() {
             .iter()
             .any(|line| line == "/sys sysfs sysfs nosuid,noexec,nodev,rw")
     );
-    assert!(
-        mounts
-            .iter()
-            .any(|line| line.starts_with("/sys/fs/cgroup") && line.ends_with(",rw"))
-    );
+    let cgroups = "/sys/fs/cgroup bind /sys/fs/cgroup/unified bind,rprivate,nosuid,noexec,nodev,relatime,rw";
+    assert!(mounts.iter().any(|line| line == cgroups));
 }
 
 #[test]
