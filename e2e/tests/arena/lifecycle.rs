@@ -105,26 +105,27 @@ fn created_container_does_not_run(env: &mut Env<'_>) -> Result<()> {
 
 fn command_that_is_not_there(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("nocommand")?);
-    let answer = cri.create(&pod.id, &pod.config, &cri::command("searched", &["nosuch"]));
-    let said = refused("a command that PATH has not", Code::InvalidArgument, answer)?;
-    contains("error", &said, "nosuch: executable file not found in $PATH")?;
-    let id = match pod.created(&cri::command("c", &["/no/such/command"])) {
-        Ok(id) => id,
-        Err(_) => return pod.remove(),
-    };
-    let error = cri
-        .start(&id)
-        .err()
-        .context("a command that does not exist was started")?;
-    contains("error", error.message(), "/no/such/command")?;
-    let status = cri.container(&id)?;
-    equal("state", status.state(), ContainerExited)?;
-    ensure!(status.exit_code != 0, "exit code 0");
-    ensure!(
-        ["StartError", "ContainerCannotRun"].contains(&status.reason.as_str()),
-        "reason {:?}",
-        status.reason
-    );
+    for (command, expected) in [
+        ("nosuch", "nosuch: executable file not found in $PATH"),
+        ("/no/such", "/no/such: no such file or directory"),
+        ("/etc/passwd", "/etc/passwd: permission denied"),
+    ] {
+        let id = pod.created(&cri::command(&command.replace('/', "-"), &[command]))?;
+        let said = refused(command, Code::InvalidArgument, cri.start(&id))?;
+        contains("error", &said, expected)?;
+        let status = cri.container(&id)?;
+        equal("state", status.state(), ContainerExited)?;
+        equal(
+            "end",
+            (status.exit_code, status.reason.as_str()),
+            (128, "StartError"),
+        )?;
+        contains("message", &status.message, expected)?;
+        // It is over: it is not started once more, and goes like any other.
+        refused("another start", Code::FailedPrecondition, cri.start(&id))?;
+        cri.stop(&id, 0)?;
+        cri.remove_ctr(&id)?;
+    }
     pod.remove()
 }
 

@@ -214,7 +214,7 @@ mod tests {
             steps.contains("ReadOnly Gate HostTree Hook Hook PivotRoot"),
             "{steps}"
         );
-        assert!(steps.ends_with("Become Gate Hook Exec"), "{steps}");
+        assert!(steps.ends_with("Become Gate FindProgram Hook Exec"), "{steps}");
         let text = print(&plan);
         let lines: Vec<_> = text.lines().filter(|line| line.starts_with("H")).collect();
         assert_eq!(

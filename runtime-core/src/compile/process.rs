@@ -86,10 +86,6 @@ pub(super) fn finish(
         .ok_or(CompileError::Missing("command"))?;
     let default_path = text("search path", DEFAULT_PATH)?;
     let search = env.iter().find_map(|var| path_of(var)).unwrap_or(&default_path);
-    plan.push(&Step::FindProgram {
-        name: program,
-        path: search,
-    });
 
     if process.no_new_privileges() == Some(true) {
         plan.push(&Step::NoNewPrivileges);
@@ -98,6 +94,14 @@ pub(super) fn finish(
     let filter = filter(spec, inputs)?;
     if variant.gate {
         plan.push(&Step::Gate);
+    }
+    // Behind the gate, where it fails the start: a container that cannot run is one that has ended, which is what restart
+    // policies go by.
+    plan.push(&Step::FindProgram {
+        name: program,
+        path: search,
+    });
+    if variant.gate {
         hooks::before_exec(plan, spec, variant.hooks, filter.as_deref())?;
     }
     if let Some(filter) = filter {

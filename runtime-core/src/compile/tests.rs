@@ -161,10 +161,10 @@ Rlimit { resource: 7, soft: 1024, hard: 524288 }
 Identity { user: Id(0), group: Id(0), groups: [], policy: Strict }
 WorkDir { path: "/srv", create: true }
 RootReadOnly
-FindProgram { name: "sh", path: "/bin:/usr/bin" }
 NoNewPrivileges
 Become(Caps { bounding: 33, permitted: 33, inheritable: 0, ambient: 0 })
 Gate
+FindProgram { name: "sh", path: "/bin:/usr/bin" }
 Exec { argv: ["sh", "-c", "echo hello"], env: ["PATH=/bin:/usr/bin", "A=b"] }
 "#;
     let printed = print(&compile(&spec()));
@@ -268,7 +268,7 @@ fn confinement_comes_in_the_order_that_works() {
         .as_mut()
         .unwrap()
         .set_apparmor_profile(Some("podd".into()));
-    let end = "FindProgram NoNewPrivileges Become Gate Seccomp Exec";
+    let end = "NoNewPrivileges Become Gate FindProgram Seccomp Exec";
     assert!(outline(&compile(&spec)).ends_with(end));
 }
 
@@ -344,8 +344,8 @@ NewSession
 Rlimit { resource: 7, soft: 1024, hard: 524288 }
 Identity { user: Id(0), group: Id(0), groups: [], policy: Strict }
 WorkDir { path: "/srv", create: false }
-FindProgram { name: "true", path: "/bin:/usr/bin" }
 Become(Caps { bounding: 33, permitted: 33, inheritable: 0, ambient: 0 })
+FindProgram { name: "true", path: "/bin:/usr/bin" }
 Exec { argv: ["true"], env: ["PATH=/bin:/usr/bin", "A=b"] }
 "#;
     assert_eq!(print(&exec(&spec, &inputs).unwrap()), expected);
@@ -543,7 +543,7 @@ fn a_user_namespace_is_joined_when_all_is_made_that_it_may_not_make() {
     let expected = "OomScoreAdj Rlimit OwnStdio Join Join Join Unshare MakeNew MakeClone MapIds MakeNew MakeLayers \
         MakeLayers Join Clone RootOfNamespace Unshare NewSession RootSlot MountNew MountSlot Symlink Symlink Symlink \
         Symlink Symlink Symlink MountNew MountSlot MountSlot MountSlot MountSlot MountLayers Mask ReadOnly PivotRoot \
-        Identity OwnDirectory WorkDir RootReadOnly FindProgram NoNewPrivileges Become Gate Exec";
+        Identity OwnDirectory WorkDir RootReadOnly NoNewPrivileges Become Gate FindProgram Exec";
     assert_eq!(outline(&plan), expected);
     let printed = print(&plan);
     for step in [

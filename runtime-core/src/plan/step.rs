@@ -358,7 +358,7 @@ pub enum Step<'a> {
         /// The context.
         context: &'a CStr,
     },
-    /// Find the program in the container: the name as given or through PATH of `Exec`; reported before the gate.
+    /// Find the program in the container: the name as given or through PATH of `Exec`; behind the gate, where there is one.
     FindProgram {
         /// argv[0] as given.
         name: &'a CStr,

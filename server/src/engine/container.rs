@@ -324,12 +324,7 @@ pub async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<N
         Err(NativeError::Stage(failure)) if failure.subject.starts_with(hooks::START_MARK) => {
             Err(plans::of_hook(&failure).into())
         }
-        Err(NativeError::Stage(failure)) => Err(NativeError::Step {
-            doing: format!("execute {}", String::from_utf8_lossy(&failure.subject)),
-            command: true,
-            source: io::Error::from_raw_os_error(failure.errno.cast_signed()),
-        }
-        .into()),
+        Err(NativeError::Stage(failure)) => Err(plans::at_start(&failure).into()),
         Err(e) => Err(e.into()),
     }
 }

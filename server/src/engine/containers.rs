@@ -12,6 +12,7 @@ use futures::FutureExt as _;
 use podd_images::Image;
 use tracing::Instrument as _;
 
+use super::error::sentence;
 use super::hooks::{self, When};
 use super::keeper::number_of;
 use super::named::check_apparmor;
@@ -260,7 +261,7 @@ impl Engine {
             Err(e) => ContainerEvent::Exited(Exit {
                 code: START_FAILED,
                 reason: Reason::StartError,
-                message: e.to_string(),
+                message: sentence(e),
                 started_at: 0,
                 finished_at: now(),
             }),

@@ -40,13 +40,28 @@ pub fn explain(e: NativeError, plan: &[u8]) -> NativeError {
         doing: doing(step, &failure),
         command,
         source: match step {
-            Some(Step::FindProgram { .. }) if failure.errno == ENOENT && !failure.subject.contains(&b'/') => {
-                // The words that operators know from other runtimes, and look for.
-                io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH")
-            }
+            Some(Step::FindProgram { .. }) => not_found(&failure),
             _ => io::Error::from_raw_os_error(failure.errno.cast_signed()),
         },
     }
+}
+
+/// Says why a container's application cannot be executed.
+#[must_use]
+pub fn at_start(failure: &Failure) -> NativeError {
+    NativeError::Step {
+        doing: format!("execute {}", String::from_utf8_lossy(&failure.subject)),
+        command: true,
+        source: not_found(failure),
+    }
+}
+
+/// The words that operators know from other runtimes, and look for, where a name was searched in vain.
+fn not_found(failure: &Failure) -> io::Error {
+    if failure.errno == ENOENT && !failure.subject.contains(&b'/') {
+        return io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH");
+    }
+    io::Error::from_raw_os_error(failure.errno.cast_signed())
 }
 
 /// Whether layers could not be mounted for want of what the request names in them.
