@@ -139,7 +139,8 @@ fn failures_are_counted(env: &mut Env<'_>) -> Result<()> {
     let pod = env.pod("failures")?;
     let before = Metrics::scrape()?;
     refused("start", Code::NotFound, cri.start("0123456789abcdef"))?;
-    let bad = cri::command("bad", &["/no/such/program"]);
+    let mut bad = cri::command("bad", &["true"]);
+    cri::security(&mut bad).run_as_username = "nobody-of-this-name".to_owned();
     let answer = cri.create(&pod.id, &pod.config, &bad);
     refused("create", Code::InvalidArgument, answer)?;
     let after = Metrics::scrape()?;
