@@ -127,6 +127,12 @@ fn terminal_has_the_clients_size(env: &mut Env<'_>) -> Result<()> {
         shell.until("24 80")?;
         shell.write(b"q\n")?;
         equal("code", exit_code(&shell.status()?)?, 4)?;
+        // From its first instruction on, though the size is on a stream of its own and may come late.
+        let mut stty = exec(&cri, dialect, &id, "stty size", TERMINAL)?;
+        std::thread::sleep(Duration::from_millis(50));
+        stty.resize(77, 33)?;
+        equal("code", exit_code(&stty.status()?)?, 0)?;
+        equal("size", stty.stdout.as_slice(), b"33 77\r\n")?;
     }
     pod.remove()
 }

@@ -10,7 +10,7 @@ use super::process::{self, Attribute, Variant};
 use super::text::{borrow, path, text, texts};
 use super::users::{Made, Users};
 use super::{CompileError, ContainerInputs, RootLayers, hooks, mounts};
-use crate::plan::{Device, Layers, PlanBuf, Slot, Step};
+use crate::plan::{Device, Layers, PlanBuf, Slot, Step, TerminalSize};
 use linux_raw_sys::general as sys;
 
 /// Device nodes that every container has (OCI runtime spec, config-linux.md, "Default Devices").
@@ -92,7 +92,7 @@ pub fn container(spec: &Spec, inputs: &ContainerInputs) -> Result<Vec<u8>, Compi
     })?;
     protect(&mut plan, spec, &context)?;
     if process.terminal() == Some(true) {
-        plan.push(&Step::Console);
+        plan.push(&Step::Console(TerminalSize::default()));
     }
     hooks::before_root(&mut plan, spec, inputs, users.is_some())?;
     // Not before: a hook's program is the host's, and would begin in the container's domain.

@@ -46,8 +46,8 @@ pub fn exec(spec: &Spec, inputs: &ExecInputs) -> Result<Vec<u8>, CompileError> {
         plan.push(&Step::RootOfNamespace);
     }
     plan.push(&Step::NewSession);
-    if inputs.terminal {
-        plan.push(&Step::Console);
+    if let Some(size) = inputs.terminal {
+        plan.push(&Step::Console(size));
     }
     let variant = Variant {
         args: &inputs.args,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{CapSet, HookInputs};
-use crate::plan::{FileKind, GroupsPolicy};
+use crate::plan::{FileKind, GroupsPolicy, TerminalSize};
 use crate::seccomp::Filter;
 
 /// A user or group before it is looked up in the container's own files.
@@ -118,8 +118,8 @@ pub struct ContainerInputs {
 pub struct ExecInputs {
     /// Command and arguments.
     pub args: Vec<String>,
-    /// Give it a terminal.
-    pub terminal: bool,
+    /// Give it a terminal of this size.
+    pub terminal: Option<TerminalSize>,
     /// The process.
     pub process: ProcessInputs,
 }

@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::plan::{FileKind, GroupsPolicy, Plan, mount_flag};
+use crate::plan::{FileKind, GroupsPolicy, Plan, TerminalSize, mount_flag};
 
 /// A spec as the daemon makes it for a plain container of a pod with its own network.
 fn spec_json() -> Value {
@@ -99,7 +99,7 @@ pub(super) fn inputs() -> ContainerInputs {
 fn exec_inputs() -> ExecInputs {
     ExecInputs {
         args: vec!["true".into()],
-        terminal: false,
+        terminal: None,
         process: ProcessInputs {
             into_cgroup: true,
             ..ProcessInputs::default()
@@ -350,7 +350,10 @@ Exec { argv: ["true"], env: ["PATH=/bin:/usr/bin", "A=b"] }
 "#;
     assert_eq!(print(&exec(&spec, &inputs).unwrap()), expected);
     let terminal = ExecInputs {
-        terminal: true,
+        terminal: Some(TerminalSize {
+            rows: 24,
+            columns: 80,
+        }),
         ..inputs
     };
     assert!(outline(&exec(&spec, &terminal).unwrap()).contains("NewSession Console Rlimit"));

@@ -8,7 +8,9 @@
 //!
 //! The stage that reads a plan came with it, so the format has no compatibility to keep.
 
-use super::step::{Caps, Device, FileKind, GroupsPolicy, Hook, HookRoot, Layers, Step, UserRef};
+use super::step::{
+    Caps, Device, FileKind, GroupsPolicy, Hook, HookRoot, Layers, Step, TerminalSize, UserRef,
+};
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
@@ -135,7 +137,7 @@ macro_rules! numbers {
     )+};
 }
 
-numbers!(u32, u64, i32);
+numbers!(u16, u32, u64, i32);
 
 impl<'a> Field<'a> for bool {
     fn write(&self, to: &mut Vec<u8>) {
@@ -232,6 +234,7 @@ macro_rules! structures {
 }
 
 structures! {
+    TerminalSize { rows, columns }
     Caps { bounding, permitted, inheritable, ambient }
     Device<'a> { path, mode, major, minor, uid, gid }
     Layers<'a> { base, lowers, writable, context }
@@ -307,7 +310,7 @@ choices! {
         11 MountSlot { slot, target, kind, attrs, recursive, propagation },
         12 Mknod(device),
         13 Symlink { path, target },
-        14 Console,
+        14 Console(size),
         15 Mask { path, context },
         16 ReadOnly(path),
         17 PivotRoot,

@@ -11,6 +11,6 @@ mod step;
 
 pub use codec::{DecodeError, Plan, PlanBuf};
 pub use step::{
-    Attr, Caps, Device, FileKind, GroupsPolicy, Hook, HookRoot, Layers, Namespaces, Slot, Step, UserRef,
-    attr, mount_flag,
+    Attr, Caps, Device, FileKind, GroupsPolicy, Hook, HookRoot, Layers, Namespaces, Slot, Step, TerminalSize,
+    UserRef, attr, mount_flag,
 };

@@ -47,6 +47,15 @@ pub enum FileKind {
     File,
 }
 
+/// The size of a terminal in characters; zeroes where nobody has said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub columns: u16,
+}
+
 /// A device node in the container's /dev.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device<'a> {
@@ -296,7 +305,7 @@ pub enum Step<'a> {
         target: &'a CStr,
     },
     /// Open a terminal in the container's /dev/pts, report its master, make its slave stdio and /dev/console.
-    Console,
+    Console(TerminalSize),
     /// Hide a path if it exists: a file below the null device, a directory below an empty read-only tmpfs.
     Mask {
         /// Where.

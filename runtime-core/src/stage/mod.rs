@@ -198,7 +198,7 @@ impl Stage {
             | Step::RootSlot(_) => self.perform_made(step),
             Step::Mknod(device) => mounts::mknod(&self.root, device),
             Step::Symlink { path, target } => mounts::symlink(&self.root, path, target),
-            Step::Console => self.console(),
+            Step::Console(size) => self.console(*size),
             Step::Mask { path, context } => mounts::mask(&self.root, path, context),
             Step::ReadOnly(path) => mounts::read_only(&self.root, path),
             Step::HostTree { slot, root } => hook::host_tree(&self.take_mount(*slot)?, &self.root, root),
@@ -302,7 +302,7 @@ impl Stage {
             }
             Step::Exec { argv, env } => self.exec(argv, env),
             Step::Hold { filter } => self.hold(filter),
-            Step::OwnStdio { uid, gid } => process::own_pipes(*uid, *gid),
+            Step::OwnStdio { uid, gid } => process::own_stdio(*uid, Some(*gid)),
             Step::Chown { path, uid, gid } => process::chown(path, *uid, *gid),
             Step::Relabel { path, context } => process::relabel(path, context),
             Step::RootOfNamespace => process::become_root(),

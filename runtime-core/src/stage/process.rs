@@ -1,7 +1,7 @@
 //! The process itself: limits, identity, terminal, program.
 
 use super::{About, Fault, Outcome, Stage, mounts};
-use crate::plan::{Caps, FileKind};
+use crate::plan::{Caps, FileKind, TerminalSize};
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
@@ -14,6 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::termios::{Winsize, tcsetwinsize};
 use sys::privilege::{Privilege, set_capabilities, set_identity, set_privilege};
 
 pub(crate) fn write_file(path: &CStr, content: &[u8]) -> Outcome {
@@ -164,7 +165,9 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// but `execve` happens under it.
 pub(crate) fn become_user(identity: &Identity, caps: Caps) -> Outcome {
     drop_bounding(!caps.bounding)?;
-    own_stdio(identity.uid)?;
+    if identity.uid != 0 {
+        own_stdio(identity.uid, None)?;
+    }
     set_privilege(Privilege::KeepCapabilities(true)).about("capabilities")?;
     set_identity(identity.uid, identity.gid, &identity.groups)
         .about(alloc::format!("user {}", identity.uid))?;
@@ -208,16 +211,6 @@ pub(crate) fn become_nobody() -> Outcome {
     set_privilege(Privilege::Dumpable(false)).about("dumpable")
 }
 
-/// Gives the pipes on stdio to the root of a user namespace, which may then give them to the application's user.
-pub(crate) fn own_pipes(uid: u32, gid: u32) -> Outcome {
-    for stdio in sys::rt::stdio() {
-        if FileType::from_raw_mode(fstat(stdio).about("stdio")?.st_mode) == FileType::Fifo {
-            fchown(stdio, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).about("stdio")?;
-        }
-    }
-    Ok(())
-}
-
 pub(crate) fn chown(path: &CStr, uid: u32, gid: u32) -> Outcome {
     rustix::fs::chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).about(path.to_bytes())
 }
@@ -229,16 +222,14 @@ pub(crate) fn become_root() -> Outcome {
     set_identity(0, 0, &[]).about("root of the user namespace")
 }
 
-/// Gives the application its pipes and terminal, so that it can open /dev/stdout again as any user.
-fn own_stdio(uid: u32) -> Outcome {
-    if uid == 0 {
-        return Ok(());
-    }
+/// Gives the pipes and the terminal on stdio to a user, who can then open /dev/stdout again: the application, or the
+/// root of its user namespace, which may give them on. Their group stays where there is none to give them to.
+pub(crate) fn own_stdio(uid: u32, gid: Option<u32>) -> Outcome {
     for stdio in sys::rt::stdio() {
         let kind = FileType::from_raw_mode(fstat(stdio).about("stdio")?.st_mode);
         let terminal = kind == FileType::CharacterDevice && rustix::termios::isatty(stdio);
         if kind == FileType::Fifo || terminal {
-            fchown(stdio, Some(Uid::from_raw(uid)), None::<Gid>).about("stdio")?;
+            fchown(stdio, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw)).about("stdio")?;
         }
     }
     Ok(())
@@ -247,15 +238,24 @@ fn own_stdio(uid: u32) -> Outcome {
 impl Stage {
     /// Opens a terminal of the container's own devpts; its slave becomes stdio, the controlling terminal and
     /// /dev/console, its master goes to podinit.
-    pub(crate) fn console(&mut self) -> Outcome {
+    pub(crate) fn console(&mut self, size: TerminalSize) -> Outcome {
         let master = self
             .root
             .resolve(b"/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY)?;
         check_ptmx(master.as_fd())?;
-        unlockpt(&master).about("terminal")?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let slave = ioctl_tiocgptpeer(&master, flags).about("terminal")?;
-        rustix::process::ioctl_tiocsctty(&slave).about("terminal")?;
+        let slave = unlockpt(&master)
+            .and_then(|()| ioctl_tiocgptpeer(&master, flags))
+            .about("terminal")?;
+        let size = Winsize {
+            ws_row: size.rows,
+            ws_col: size.columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::process::ioctl_tiocsctty(&slave)
+            .and_then(|()| tcsetwinsize(&slave, size))
+            .about("terminal")?;
         if self.owns_root {
             self.bind_console(&slave)?;
         }

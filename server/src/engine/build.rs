@@ -15,7 +15,7 @@ use runtime_core::cgroup::{DeviceProgram, DeviceRules, Limits};
 use runtime_core::compile::{
     self, ContainerInputs, ExecInputs, Identity, ImageMount, ProcessInputs, RootLayers, Volume, Who,
 };
-use runtime_core::plan::{FileKind, GroupsPolicy, mount_flag};
+use runtime_core::plan::{FileKind, GroupsPolicy, TerminalSize, mount_flag};
 use runtime_core::pod::{Missing, Relabel, Volumes};
 use runtime_core::seccomp::{self, Filter};
 
@@ -334,7 +334,7 @@ pub fn exec_plan(
     engine: &Engine,
     container: &Container,
     args: Vec<String>,
-    terminal: bool,
+    terminal: Option<TerminalSize>,
 ) -> Result<Vec<u8>, EngineError> {
     let base = exec_base(engine, container)?;
     let identity = container.record.identity.as_ref().map(|identity| Identity {
@@ -344,7 +344,7 @@ pub fn exec_plan(
         policy: GroupsPolicy::Strict,
     });
     let mut env = base.env().to_vec();
-    if terminal && !env.iter().any(|entry| entry.starts_with(b"TERM=")) {
+    if terminal.is_some() && !env.iter().any(|entry| entry.starts_with(b"TERM=")) {
         env.push(b"TERM=xterm".to_vec());
     }
     let process = ProcessInputs {

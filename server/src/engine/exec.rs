@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime_core::cgroup::Cgroup;
+use runtime_core::plan::TerminalSize;
 use runtime_core::pod::{Request, Role, TaskKind, TaskPhase, TaskState};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
@@ -37,7 +38,7 @@ pub async fn exec_sync(
 ) -> Result<ExecOutput, EngineError> {
     let (prepare, within) = (Arc::clone(engine), Arc::clone(container));
     let prepared = blocking("ExecSync", move || -> Result<_, EngineError> {
-        let prepared = Prepared::new(&prepare, &within, argv, false)?;
+        let prepared = Prepared::new(&prepare, &within, argv, None)?;
         Ok((prepared, Pipe::output()?, Pipe::output()?))
     })
     .await?;
@@ -270,7 +271,7 @@ impl Prepared {
         engine: &Engine,
         container: &Container,
         argv: Vec<String>,
-        terminal: bool,
+        terminal: Option<TerminalSize>,
     ) -> Result<Self, EngineError> {
         let encoded = build::exec_plan(engine, container, argv, terminal)?;
         let cgroup = match nested_cgroup(engine, container)? {

@@ -124,7 +124,7 @@ fn doing(step: Option<&Step<'_>>, failure: &Failure) -> String {
         Some(Step::RootOfNamespace) => "become the",
         Some(Step::Mknod(_)) => "make the device",
         Some(Step::Symlink { .. }) => "make the link",
-        Some(Step::Console) => "open a terminal",
+        Some(Step::Console(_)) => "open a terminal",
         Some(Step::Mask { .. }) => "mask",
         Some(Step::ReadOnly(_) | Step::RootReadOnly) => "make read-only",
         Some(Step::HostTree { .. }) => "show the host to hooks:",

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use runtime_core::plan::TerminalSize;
 use runtime_core::pod::{Request, Role, TaskPhase, TaskState, attach_flag, launch_flag};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
@@ -32,15 +33,6 @@ pub struct Wanted {
     pub stderr: bool,
     /// A terminal in place of pipes.
     pub terminal: bool,
-}
-
-/// The size of a terminal in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    /// Lines.
-    pub rows: u16,
-    /// Columns.
-    pub columns: u16,
 }
 
 /// podd's ends of a process' standard streams.
@@ -71,7 +63,7 @@ impl Terminal {
     }
 
     /// Changes the size, which its foreground processes are told by SIGWINCH.
-    pub fn resize(&self, size: Size) {
+    pub fn resize(&self, size: TerminalSize) {
         let size = Winsize {
             ws_row: size.rows,
             ws_col: size.columns,
@@ -174,7 +166,8 @@ impl Exited {
     }
 }
 
-/// Starts a command in a running container for a client that is connected.
+/// Starts a command in a running container for a client that is connected; its terminal, where one is wanted, has
+/// this size from the beginning.
 ///
 /// # Errors
 /// The command cannot be executed.
@@ -183,10 +176,11 @@ pub async fn exec(
     container: &Arc<Container>,
     argv: Vec<String>,
     wanted: Wanted,
+    size: TerminalSize,
 ) -> Result<(Stdio, Exited), EngineError> {
     let (prepare, within) = (Arc::clone(engine), Arc::clone(container));
     let (prepared, pipes) = blocking("Exec", move || -> Result<_, EngineError> {
-        let prepared = Prepared::new(&prepare, &within, argv, wanted.terminal)?;
+        let prepared = Prepared::new(&prepare, &within, argv, wanted.terminal.then_some(size))?;
         Ok((prepared, Pipes::new(wanted)?))
     })
     .await?;

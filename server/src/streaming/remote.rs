@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use runtime_core::plan::TerminalSize;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -10,10 +11,13 @@ use tokio::time::Instant;
 use super::spdy::{Connection, Opened};
 use super::status::Status;
 use super::stream::{CHUNK, Incoming, Link, Next, Outgoing};
-use crate::engine::session::{Sink, Size, Source, Stdio, Wanted};
+use crate::engine::session::{Sink, Source, Stdio, Wanted};
 
 /// How long a client may take to open the streams that it asked for.
 const STREAMS: Duration = Duration::from_secs(30);
+
+/// How long a command waits for the size of its terminal, which every known client that has one tells first of all.
+const FIRST_SIZE: Duration = Duration::from_millis(200);
 
 /// How long output may be silent once the process has ended, while something that it left running holds it open.
 const QUIET: Duration = Duration::from_secs(1);
@@ -37,9 +41,21 @@ pub struct Streams {
     /// What it writes to standard error.
     pub stderr: Option<Outgoing>,
     /// Sizes of the client's terminal.
-    pub resize: Option<Incoming>,
+    pub resize: Option<Sizes>,
     /// For the status at the end.
     pub error: Outgoing,
+}
+
+impl Streams {
+    /// The size of the client's terminal at the beginning; unknown where there is none, or the client does not tell
+    /// it in time. What a command reads before is no size at all.
+    pub async fn first_size(&mut self) -> TerminalSize {
+        let Some(sizes) = &mut self.resize else {
+            return TerminalSize::default();
+        };
+        let first = tokio::time::timeout(FIRST_SIZE, sizes.next()).await;
+        first.ok().flatten().unwrap_or_default()
+    }
 }
 
 /// A protocol of remote commands over SPDY.
@@ -105,7 +121,7 @@ pub async fn gather(connection: &mut Connection, protocol: Protocol, wanted: Wan
         stdin: take("stdin").map(|opened| opened.incoming),
         stdout: take("stdout").map(|opened| opened.outgoing),
         stderr: take("stderr").map(|opened| opened.outgoing),
-        resize: take("resize").map(|opened| opened.incoming),
+        resize: take("resize").map(|opened| Sizes::of(opened.incoming)),
         error: take("error")?.outgoing,
     })
 }
@@ -195,12 +211,11 @@ async fn carry(streams: Streams, stdio: Stdio, life: Life<impl Future<Output = S
         std::future::pending().await
     };
     let resized = async {
-        resize(streams.resize, |size| {
-            if let Some(terminal) = &terminal {
+        if let (Some(mut sizes), Some(terminal)) = (streams.resize, &terminal) {
+            while let Some(size) = sizes.next().await {
                 terminal.resize(size);
             }
-        })
-        .await;
+        }
         std::future::pending().await
     };
     let lived = async {
@@ -302,41 +317,51 @@ struct WireSize {
     height: u16,
 }
 
-/// Applies sizes, JSON objects one after the other in whatever pieces they come.
-async fn resize(from: Option<Incoming>, apply: impl Fn(Size)) {
-    let Some(mut from) = from else { return };
-    let mut held = Vec::new();
-    while let Next::Data(bytes) = from.next().await {
-        held.extend_from_slice(&bytes);
-        for size in sizes(&mut held) {
-            apply(size);
+/// The sizes that a client's terminal takes, JSON objects one after the other in whatever pieces they come.
+#[derive(Debug)]
+pub struct Sizes {
+    from: Incoming,
+    held: Vec<u8>,
+}
+
+impl Sizes {
+    /// Reads them from a stream.
+    pub const fn of(from: Incoming) -> Self {
+        Self {
+            from,
+            held: Vec::new(),
+        }
+    }
+
+    /// Waits for the next; `None` when no more will come. What it has read is kept when it is cancelled.
+    async fn next(&mut self) -> Option<TerminalSize> {
+        loop {
+            if let Some(size) = next_size(&mut self.held) {
+                return Some(size);
+            }
+            let Next::Data(bytes) = self.from.next().await else {
+                return None;
+            };
+            self.held.extend_from_slice(&bytes);
         }
     }
 }
 
-/// The whole sizes at the beginning of `held`, which keeps the rest; what is no size is dropped.
-fn sizes(held: &mut Vec<u8>) -> Vec<Size> {
-    let mut found = Vec::new();
+/// Takes the first whole size out of `held`, where there is one; what can be no size is dropped.
+fn next_size(held: &mut Vec<u8>) -> Option<TerminalSize> {
     let mut stream = serde_json::Deserializer::from_slice(held).into_iter::<WireSize>();
-    let mut used = 0;
-    let broken = loop {
-        match stream.next() {
-            Some(Ok(size)) => {
-                used = stream.byte_offset();
-                found.push(Size {
-                    rows: size.height,
-                    columns: size.width,
-                });
-            }
-            Some(Err(e)) => break !e.is_eof(),
-            None => break false,
-        }
+    let first = stream.next();
+    let used = match &first {
+        Some(Ok(_)) => stream.byte_offset(),
+        Some(Err(e)) if e.is_eof() && held.len() <= MAX_RESIZE => 0,
+        Some(Err(_)) | None => held.len(),
     };
-    if broken || held.len() - used > MAX_RESIZE {
-        used = held.len();
-    }
     held.drain(..used);
-    found
+    let WireSize { width, height } = first?.ok()?;
+    Some(TerminalSize {
+        rows: height,
+        columns: width,
+    })
 }
 
 #[cfg(test)]
@@ -345,19 +370,21 @@ mod tests {
 
     #[test]
     fn sizes_come_in_any_pieces() {
-        let size = |columns, rows| Size { rows, columns };
-        let mut held = br#"{"Width":80,"Height":24}
+        let size = |columns, rows| Some(TerminalSize { rows, columns });
+        let mut held = br#"{"Width":80,"Height":24}{"Width":90,"Height":30}
             {"Width":100,"Hei"#
             .to_vec();
-        assert_eq!(sizes(&mut held), [size(80, 24)]);
+        assert_eq!(next_size(&mut held), size(80, 24));
+        assert_eq!(next_size(&mut held), size(90, 30));
+        assert_eq!(next_size(&mut held), None);
         held.extend_from_slice(br#"ght":50}"#);
-        assert_eq!(sizes(&mut held), [size(100, 50)]);
-        assert!(sizes(&mut held).is_empty());
-        held = b"garbage".to_vec();
-        assert!(sizes(&mut held).is_empty() && held.is_empty());
-        held = br#"{"Width":70000,"Height":1}"#.to_vec();
-        assert!(sizes(&mut held).is_empty() && held.is_empty());
+        assert_eq!(next_size(&mut held), size(100, 50));
+        assert_eq!(next_size(&mut held), None);
+        for refused in [&b"garbage"[..], br#"{"Width":70000,"Height":1}"#] {
+            held = refused.to_vec();
+            assert!(next_size(&mut held).is_none() && held.is_empty());
+        }
         held = [b" ".repeat(MAX_RESIZE + 1), b"{".to_vec()].concat();
-        assert!(sizes(&mut held).is_empty() && held.is_empty());
+        assert!(next_size(&mut held).is_none() && held.is_empty());
     }
 }

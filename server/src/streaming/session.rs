@@ -242,11 +242,12 @@ async fn exec(
     container: ContainerId,
     argv: Vec<String>,
     wanted: Wanted,
-    session: remote::Session,
+    mut session: remote::Session,
 ) {
     let begun = async {
         let container = engine.enterable(container.as_str())?;
-        Ok::<_, Arc<EngineError>>(session::exec(engine, &container, argv, wanted).await?)
+        let size = session.streams.first_size().await;
+        Ok::<_, Arc<EngineError>>(session::exec(engine, &container, argv, wanted, size).await?)
     };
     match begun.await {
         Ok((stdio, exited)) => session.run(stdio, remote::Life::Process(code(exited))).await,

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::remote::Streams;
+use super::remote::{Sizes, Streams};
 use super::stream::{CHUNK, Command, Feed, Idle, Incoming, LINGER, Link, Outgoing, Room, commands};
 use super::tls::Socket;
 use crate::engine::session::Wanted;
@@ -132,7 +132,7 @@ pub fn streams(
         stdin: wanted.stdin.then_some(stdin),
         stdout: wanted.stdout.then(|| outgoing(channel::STDOUT)),
         stderr: wanted.stderr.then(|| outgoing(channel::STDERR)),
-        resize: wanted.terminal.then_some(resize),
+        resize: wanted.terminal.then(|| Sizes::of(resize)),
         error: outgoing(channel::ERROR),
     };
     let first = streams

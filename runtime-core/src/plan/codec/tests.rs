@@ -132,7 +132,10 @@ fn every_step() -> Vec<Step<'static>> {
             path: c"/dev/fd",
             target: c"/proc/self/fd",
         },
-        Step::Console,
+        Step::Console(TerminalSize {
+            rows: 24,
+            columns: 80,
+        }),
         Step::Mask {
             path: c"/proc/kcore",
             context: c"",
