@@ -16,6 +16,7 @@ use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
+use crate::PATIENCE;
 use crate::session::Wanted;
 
 /// Largest message that the kubelet and crictl take.
@@ -346,16 +347,16 @@ impl Cri {
     /// Waits until a container has exited and returns its status.
     ///
     /// # Errors
-    /// Where it still runs after 20 seconds.
+    /// Where it still runs after [`PATIENCE`].
     pub fn wait_exit(&self, id: &str) -> Result<pb::ContainerStatus> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let status = self.container(id)?;
             if status.state() == pb::ContainerState::ContainerExited {
                 return Ok(status);
             }
             if Instant::now() > deadline {
-                bail!("the container is still {:?} after 20 s", status.state());
+                bail!("the container is still {:?} after {PATIENCE:?}", status.state());
             }
             std::thread::sleep(Duration::from_millis(5));
         }

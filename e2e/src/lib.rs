@@ -3,6 +3,8 @@
 //!
 //! Needs root and Debian packages only. Contains no unsafe code: the arena is entered by unshare and re-exec.
 
+use std::time::Duration;
+
 pub mod arena;
 pub mod census;
 pub mod collector;
@@ -16,3 +18,6 @@ pub mod registry;
 pub mod session;
 pub mod steps;
 pub mod vm;
+
+/// How long a test waits for what will happen, however slow the machine is; only one that has failed waits as long.
+pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podd_proto::v1::VersionRequest;
 
+use crate::PATIENCE;
 use crate::arena::WORK_DIR;
 use crate::cri::Cri;
 use crate::registry;
@@ -85,10 +86,10 @@ impl Podd {
     /// Ends the daemon with `signal` and waits until it is gone.
     ///
     /// # Errors
-    /// Where it does not end within 20 seconds.
+    /// Where it does not end within [`PATIENCE`].
     pub fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).context("signal podd")?;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 self.ended = Some(status);
@@ -126,7 +127,7 @@ impl Podd {
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let error = match self.cri.version(VersionRequest::default()) {
                 Ok(_) => return Ok(()),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::PATIENCE;
 use crate::arena::WORK_DIR;
 use crate::images::{self, Dialect, Image};
 
@@ -64,7 +65,7 @@ impl Registry {
             child,
             pushed: HashSet::new(),
         };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while request("GET", "/v2/", &[], b"").is_err() {
             ensure!(
                 Instant::now() < deadline,

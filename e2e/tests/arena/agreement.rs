@@ -158,7 +158,7 @@ fn worked(env: &mut Env<'_>, name: &str) -> Result<(Pod, String, Vec<PathBuf>)> 
         ..Default::default()
     });
     let id = pod.started(&config)?;
-    eventually("the work is done", 120, || {
+    eventually("the work is done", || {
         Ok(log_lines(&pod.config, &config)?
             .iter()
             .any(|line| line.content == "worked"))

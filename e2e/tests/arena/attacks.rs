@@ -73,7 +73,7 @@ fn programs_of_podd_are_sealed(env: &mut Env<'_>) -> Result<()> {
     let id = pod.started(&attacker)?;
     // Its stage waits at the start gate.
     let victim = pod.created(&cri::shell("victim", "true"))?;
-    eventually("the program is held open", 20, || {
+    eventually("the program is held open", || {
         Ok(cri.sh(&id, "test -e /held").is_ok())
     })?;
     cri.remove_ctr(&victim)?;

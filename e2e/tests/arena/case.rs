@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Completion, Failed, Trial};
+use podd_e2e::PATIENCE;
 use podd_e2e::census::{self, Census};
 use podd_e2e::cri::{self, Cri};
 use podd_e2e::fixture::Fixture;
@@ -14,9 +15,6 @@ use podd_e2e::podd::{self, Podd};
 use podd_e2e::registry::Registry;
 use podd_proto::v1 as pb;
 use tonic::{Code, Status};
-
-/// How long what a test made may take to vanish after it.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One test.
 #[derive(Clone, Copy)]
@@ -142,7 +140,7 @@ fn warm_up(podd: &Podd) -> Result<()> {
         let pod = Pod::run(podd.cri(), cri::pod_config("warm-up"))?;
         pod.started(&cri::shell("c", "sleep 1000"))?;
         pod.remove()?;
-        eventually("the pod's link is gone", 10, || Ok(census::links() <= 2))?;
+        eventually("the pod's link is gone", || Ok(census::links() <= 2))?;
         fs::write(mark, "")?;
     }
     Ok(())
@@ -367,13 +365,13 @@ pub fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
     Ok(found.with_context(|| format!("no {name} in {status:?}"))?.trim())
 }
 
-/// Waits until `done` says so, for at most `seconds`.
-pub fn eventually(what: &str, seconds: u64, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = std::time::Instant::now() + Duration::from_secs(seconds);
+/// Waits until `done` says so.
+pub fn eventually(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = std::time::Instant::now() + PATIENCE;
     while !done()? {
         ensure!(
             std::time::Instant::now() < deadline,
-            "{what}: not after {seconds} s"
+            "{what}: not after {PATIENCE:?}"
         );
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use podd_e2e::PATIENCE;
 use podd_e2e::census::Census;
 use podd_e2e::cri::{self, Cri};
 use podd_e2e::observe::Metrics;
@@ -26,9 +27,6 @@ fn times(whole: u64) -> Result<u64> {
     Ok(whole * asked("PODD_CHURN")?.unwrap_or(SHARE) / 100)
 }
 
-/// How long what a session had may take to go.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// What podd and podinit hold while a pod lives, beside the census.
 fn tasks() -> Result<f64> {
     Metrics::scrape()?.told("podd_tasks")
@@ -44,7 +42,7 @@ fn leaves_nothing(
     // What `first` had is gone in its own time.
     let podd = Some(env.podd()?.pid());
     let mut before = Census::settled(podd, PATIENCE);
-    eventually("the first is gone", 20, || {
+    eventually("the first is gone", || {
         std::thread::sleep(Duration::from_millis(200));
         let last = std::mem::replace(&mut before, Census::take(podd));
         Ok(last == before)
@@ -55,7 +53,7 @@ fn leaves_nothing(
     ensure!(left.is_empty(), "the census differs:\n  {}", left.join("\n  "));
     // A scrape is a task itself, and connections to clients come and go: what leaks is as many as there were turns.
     let mut now = running;
-    let ended = eventually("tasks have ended", 20, || {
+    let ended = eventually("tasks have ended", || {
         now = tasks()?;
         Ok(now <= running + 4.0)
     });

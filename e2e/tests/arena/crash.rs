@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use podd_e2e::PATIENCE;
 use podd_e2e::cri::{self, Cri};
 use podd_e2e::podd;
 use podd_e2e::steps::{Followed, follow};
@@ -323,7 +324,7 @@ impl<'a> Round<'a> {
 
     /// What a container writes when it begins is in its log once, however often it was asked for.
     fn ran_once(&self, config: &pb::ContainerConfig) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let lines = log_lines(&self.pod, config)?;
             let ran = lines.iter().filter(|line| line.content == "ran").count();

@@ -327,7 +327,7 @@ fn slow_reader(env: &mut Env<'_>) -> Result<()> {
     let cri = env.cri()?;
     let start = Metrics::scrape()?;
     let (mut slow, mut fast) = (listen(&cri)?, listen(&cri)?);
-    eventually("both are counted", 5, || {
+    eventually("both are counted", || {
         Ok(Metrics::scrape()?.told("podd_event_readers")? == 2.0)
     })?;
     let counter = {
@@ -450,5 +450,5 @@ fn status_is_ordered_among_events(env: &mut Env<'_>) -> Result<()> {
     )?;
     let pod_id = pod.id.clone();
     pod.remove()?;
-    eventually("the pod is gone", 5, || Ok(cri.pod(&pod_id).is_err()))
+    eventually("the pod is gone", || Ok(cri.pod(&pod_id).is_err()))
 }

@@ -83,9 +83,7 @@ fn timeout_kills_everything(env: &mut Env<'_>) -> Result<()> {
         (900..5000).contains(&took.as_millis()),
         "a limit of 1 s took {took:?}"
     );
-    eventually("no process of the exec is left", 2, || {
-        Ok(running("sleep 555") == 0)
-    })?;
+    eventually("no process of the exec is left", || Ok(running("sleep 555") == 0))?;
     equal(
         "the container",
         cri.container(&id)?.state(),

@@ -63,12 +63,12 @@ fn as_inside_so_on_the_node(env: &mut Env<'_>) -> Result<()> {
     });
     let id = pod.started(&config)?;
     let process = users::pid(env, &id)?;
-    crate::case::eventually("the container said its state", 10, || {
+    crate::case::eventually("the container said its state", || {
         Ok(log_lines(&pod.config, &config)?
             .iter()
             .any(|line| line.content.starts_with("Umask")))
     })?;
-    crate::case::eventually("it sleeps", 10, || {
+    crate::case::eventually("it sleeps", || {
         Ok(fs::read_to_string(format!("/proc/{process}/comm"))?.trim() == "sleep")
     })?;
     let said: Vec<String> = log_lines(&pod.config, &config)?

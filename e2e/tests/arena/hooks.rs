@@ -265,7 +265,7 @@ fn a_failed_creation(env: &mut Env<'_>) -> Result<()> {
 }
 
 fn exited(pod: &Pod, cri: &podd_e2e::cri::Cri, id: &str) -> Result<pb::ContainerStatus> {
-    eventually("the container is over", 10, || {
+    eventually("the container is over", || {
         Ok(cri.container(id)?.state() == pb::ContainerState::ContainerExited)
     })?;
     let _alive = pod.status()?;

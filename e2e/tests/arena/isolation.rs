@@ -54,7 +54,7 @@ fn session_keyrings(env: &mut Env<'_>) -> Result<()> {
     let (id, _) = (pod.started(&a)?, pod.started(&b)?);
     let first = |config: &pb::ContainerConfig| -> Result<String> {
         let mut lines = Vec::new();
-        crate::case::eventually("it said its keyring", 10, || {
+        crate::case::eventually("it said its keyring", || {
             lines = crate::case::log_lines(&pod.config, config)?;
             Ok(!lines.is_empty())
         })?;
@@ -164,9 +164,9 @@ fn first_process_of_a_pod(env: &mut Env<'_>) -> Result<()> {
         std::thread::sleep(std::time::Duration::from_millis(100));
         fs::write(&directory, "0")?;
         env.cri()?.sh(&id, "(sleep 0.1 & ) ; true")?;
-        eventually("orphans are reaped", 10, || Ok(zombies(first) == 0))?;
+        eventually("orphans are reaped", || Ok(zombies(first) == 0))?;
         pod.remove()?;
-        eventually("it is over", 10, || Ok(!fs::exists(format!("/proc/{first}"))?))?;
+        eventually("it is over", || Ok(!fs::exists(format!("/proc/{first}"))?))?;
     }
     fs::remove_dir("/sys/fs/cgroup/first/pod1")?;
     Ok(fs::remove_dir("/sys/fs/cgroup/first")?)
@@ -191,11 +191,9 @@ fn first_process_of_a_lost_pod(env: &mut Env<'_>) -> Result<()> {
     for podinit in crate::recovery::podinits(&pod.id)? {
         crate::recovery::signal(podinit, nix::sys::signal::Signal::SIGKILL)?;
     }
-    eventually("the pod is over", 10, || {
+    eventually("the pod is over", || {
         Ok(pod.status()?.state() == pb::PodSandboxState::SandboxNotready)
     })?;
-    eventually("process 1 is over", 10, || {
-        Ok(!fs::exists(format!("/proc/{first}"))?)
-    })?;
+    eventually("process 1 is over", || Ok(!fs::exists(format!("/proc/{first}"))?))?;
     pod.remove()
 }

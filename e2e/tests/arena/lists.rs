@@ -171,7 +171,7 @@ fn twenty_thousand_containers(env: &mut Env<'_>) -> Result<()> {
         env.podd()?.end(Signal::SIGTERM)?;
         copies(&dir, &dir.join("containers").join(&first))?;
         env.podd()?.launch_again()?;
-        eventually("podd has read all records", 180, || {
+        eventually("podd has read all records", || {
             Ok(cri.version(pb::VersionRequest::default()).is_ok())
         })?;
         ask(&cri, &pod)

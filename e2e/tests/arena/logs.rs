@@ -88,7 +88,7 @@ fn reopen(env: &mut Env<'_>) -> Result<()> {
         cri::log_path(&pod.config, &config),
         cri::log_path(&pod.config, &config).with_extension("old"),
     );
-    eventually("some lines", 5, || {
+    eventually("some lines", || {
         Ok(fs::metadata(&path).is_ok_and(|m| m.len() > 1000))
     })?;
     // What the kubelet does to rotate a log.
@@ -96,7 +96,7 @@ fn reopen(env: &mut Env<'_>) -> Result<()> {
     cri.reopen_container_log(pb::ReopenContainerLogRequest {
         container_id: id.clone(),
     })?;
-    eventually("lines in the new file", 5, || {
+    eventually("lines in the new file", || {
         Ok(fs::metadata(&path).is_ok_and(|m| m.len() > 100))
     })?;
     cri.wait_exit(&id)?;
@@ -122,7 +122,7 @@ fn rotations_under_load(env: &mut Env<'_>) -> Result<()> {
     let path = cri::log_path(&pod.config, &config);
     let part = |at: usize| path.with_extension(at.to_string());
     for at in 0..ROTATIONS {
-        eventually("output", 5, || Ok(fs::metadata(&path).is_ok_and(|m| m.len() > 0)))?;
+        eventually("output", || Ok(fs::metadata(&path).is_ok_and(|m| m.len() > 0)))?;
         fs::rename(&path, part(at))?;
         cri.reopen_container_log(pb::ReopenContainerLogRequest {
             container_id: id.clone(),
@@ -175,7 +175,7 @@ fn log_goes_on_without_the_directory_entry(env: &mut Env<'_>) -> Result<()> {
     );
     let id = pod.started(&config)?;
     let path = cri::log_path(&pod.config, &config);
-    eventually("the log", 5, || Ok(path.exists()))?;
+    eventually("the log", || Ok(path.exists()))?;
     fs::remove_file(&path)?;
     equal("exit code", cri.wait_exit(&id)?.exit_code, 5)?;
     pod.remove()

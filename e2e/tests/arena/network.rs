@@ -41,7 +41,7 @@ fn get(address: &str, port: u16) -> Result<String> {
 fn serving(pod: &Pod) -> Result<[String; 2]> {
     pod.started(&server())?;
     let addresses = [pod.address('.')?, pod.address(':')?];
-    eventually("the server answers", 10, || Ok(get(&addresses[0], 8080).is_ok()))?;
+    eventually("the server answers", || Ok(get(&addresses[0], 8080).is_ok()))?;
     Ok(addresses)
 }
 

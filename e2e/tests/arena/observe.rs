@@ -129,7 +129,7 @@ fn operations_are_counted(env: &mut Env<'_>) -> Result<()> {
     ] {
         equal(gauge, after.told(gauge)?, before.told(gauge)?)?;
     }
-    eventually("the trash is empty", 10, || {
+    eventually("the trash is empty", || {
         Ok(Metrics::scrape()?.told("podd_trash_directories")? == 0.0)
     })
 }

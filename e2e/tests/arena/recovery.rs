@@ -97,7 +97,7 @@ fn exits_outlive_podinit(env: &mut Env<'_>) -> Result<()> {
     std::thread::sleep(Duration::from_millis(600));
     kill_podinits()?;
     podd.start_again()?;
-    eventually("both containers are over", 5, || {
+    eventually("both containers are over", || {
         let states = [cri.container(&ended)?.state(), cri.container(&alive)?.state()];
         Ok(states == [pb::ContainerState::ContainerExited; 2])
     })?;
@@ -258,7 +258,7 @@ fn old_ids_are_still_joined(env: &mut Env<'_>) -> Result<()> {
 
 /// Waits until a process was killed and reaped.
 fn gone(process: u32) -> Result<()> {
-    eventually("the container is over", 5, || {
+    eventually("the container is over", || {
         Ok(!fs::exists(format!("/proc/{process}"))?)
     })
 }
@@ -406,7 +406,7 @@ fn podinit_that_hangs_up(env: &mut Env<'_>) -> Result<()> {
     rustix::net::shutdown(&connection, rustix::net::Shutdown::Both)?;
     drop(connection);
     equal("exit meanwhile", cri.wait_exit(&ends)?.exit_code, 9)?;
-    eventually("execs work again", 10, || Ok(cri.sh(&id, "true").is_ok()))?;
+    eventually("execs work again", || Ok(cri.sh(&id, "true").is_ok()))?;
     equal("pod", pod.status()?.state(), pb::PodSandboxState::SandboxReady)?;
     equal("podinits", podinits(&pod.id)?, vec![podinit])?;
     cri.stop(&id, 5)?;
@@ -446,7 +446,7 @@ fn damaged_layers_after_a_crash(env: &mut Env<'_>) -> Result<()> {
     // As a podd finds it that starts after the machine.
     fs::write(format!("{STATE_DIR}/boot-id"), "another\n")?;
     podd.start_again()?;
-    eventually("the damage is found", 20, || Ok(cri.image(NAME)?.is_none()))?;
+    eventually("the damage is found", || Ok(cri.image(NAME)?.is_none()))?;
     ensure!(
         cri.image(podd_e2e::podd::IMAGE)?.is_some(),
         "an image that is whole was given up"

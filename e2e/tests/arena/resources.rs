@@ -411,7 +411,7 @@ fn memory_in_use_is_not_taken_away(env: &mut Env<'_>) -> Result<()> {
     });
     let id = pod.started(&config)?;
     let dir = cgroup(&cri, &id)?;
-    crate::case::eventually("the file is written", 20, || {
+    crate::case::eventually("the file is written", || {
         let used: i64 = fs::read_to_string(dir.join("memory.current"))?.trim().parse()?;
         Ok(used > 24 * MIB)
     })?;
@@ -544,7 +544,7 @@ fn oom_score_of_running_processes(env: &mut Env<'_>) -> Result<()> {
         let script = "for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' <$p/cmdline)\" = 'sleep 1000 ' ] && cat $p/oom_score_adj; done | sort";
         Ok(cri.sh(&id, script)?.lines().map(str::to_owned).collect())
     };
-    crate::case::eventually("three processes", 10, || Ok(scores()?.len() == 3))?;
+    crate::case::eventually("three processes", || Ok(scores()?.len() == 3))?;
     update(
         &cri,
         &id,

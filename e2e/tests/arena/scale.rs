@@ -85,7 +85,7 @@ fn threads_go_back(env: &mut Env<'_>) -> Result<()> {
     cri.version(pb::VersionRequest::default())?;
     // Idle workers of a pool end after ten seconds; what remains does not depend on the number of pods.
     let few = 16;
-    eventually("idle threads end", 30, || Ok(census::threads(pid) <= few))?;
+    eventually("idle threads end", || Ok(census::threads(pid) <= few))?;
     std::thread::sleep(Duration::from_millis(10));
     ensure!(
         census::threads(pid) <= few,

@@ -94,7 +94,7 @@ fn a_volume_that_hangs_costs_its_container_only(env: &mut Env<'_>) -> Result<()>
     server.hold(Ask::Lookup);
     let message = std::thread::scope(|scope| -> Result<String> {
         let asked = scope.spawn(|| cri.create(&pod.id, &pod.config, &config));
-        eventually("somebody waits for the volume", 10, || Ok(server.waiting() > 0))?;
+        eventually("somebody waits for the volume", || Ok(server.waiting() > 0))?;
         while !asked.is_finished() {
             answers_quickly(&cri, &elsewhere)?;
             // Another container of the same pod.
@@ -128,9 +128,9 @@ fn a_log_that_hangs_stops_nothing_else(env: &mut Env<'_>) -> Result<()> {
         "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); echo line $i; sleep 0.001; done; exit 5",
     );
     let id = pod.started(&talks)?;
-    eventually("the first lines", 10, || Ok(!disk.content("c.log").is_empty()))?;
+    eventually("the first lines", || Ok(!disk.content("c.log").is_empty()))?;
     disk.hold(Ask::Write);
-    eventually("a write waits", 10, || Ok(disk.waiting() > 0))?;
+    eventually("a write waits", || Ok(disk.waiting() > 0))?;
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(500));
         answers_quickly(&cri, &quiet)?;
@@ -182,7 +182,7 @@ fn a_full_disk_loses_lines_and_says_so(env: &mut Env<'_>) -> Result<()> {
             "seq 1 100000; touch /full; while ! [ -e /room ]; do sleep 0.05; done; echo after; exit 7";
         let config = cri::shell("c", script);
         let id = pod.started(&config)?;
-        eventually("the container goes on", 20, || {
+        eventually("the container goes on", || {
             Ok(cri.sh(&id, "test -e /full").is_ok())
         })?;
         // As an operator makes room; the log itself is rotated by the kubelet.
@@ -251,7 +251,7 @@ fn a_log_that_cannot_be_opened(env: &mut Env<'_>) -> Result<()> {
         };
         let reopened: Vec<_> = (0..20).map(|_| scope.spawn(reopen)).collect();
         let created = scope.spawn(|| cri.create(&pod.id, &pod.config, &cri::shell("new", "true")));
-        eventually("somebody waits for the disk", 10, || Ok(disk.waiting() > 0))?;
+        eventually("somebody waits for the disk", || Ok(disk.waiting() > 0))?;
         std::thread::sleep(Duration::from_secs(1));
         // Clients that ask again and again do not use up podd's threads.
         let more = threads()?.saturating_sub(before);

@@ -242,7 +242,7 @@ fn writable_layer(env: &mut Env<'_>) -> Result<()> {
     let (cri, pod) = (env.cri()?, env.pod("layer")?);
     let measured = |id: &str| -> Result<(u64, u64, String)> {
         let mut found = None;
-        eventually("the layer is measured", 20, || {
+        eventually("the layer is measured", || {
             found = stats(&cri, id)?.writable_layer;
             Ok(found.is_some())
         })?;

@@ -147,11 +147,11 @@ fn a_client_that_goes_ends_its_command(env: &mut Env<'_>) -> Result<()> {
         terminal.until("on")?;
         // Not the numbers alone: ids of pods, which are in podinit's command line, hold any digits.
         let running = || [": 7771", "sleep 7772"].map(running);
-        eventually("the commands run", 5, || {
+        eventually("the commands run", || {
             Ok(running().iter().all(|count| *count > 0))
         })?;
         drop((pipe, terminal));
-        eventually("the commands have ended", 5, || Ok(running() == [0, 0]))?;
+        eventually("the commands have ended", || Ok(running() == [0, 0]))?;
     }
     equal("the container", cri.sh(&id, "echo fine")?.as_str(), "fine\n")?;
     pod.remove()
@@ -400,7 +400,7 @@ fn terminal_of_a_container(env: &mut Env<'_>) -> Result<()> {
         client.resize(100 + u16::try_from(n)?, 30)?;
         // Sizes and input are different streams: wait for the former.
         let told = format!("30 10{n}");
-        eventually("the terminal has its size", 5, || {
+        eventually("the terminal has its size", || {
             client.write(b"size\n")?;
             client.step()?;
             Ok(String::from_utf8_lossy(&client.stdout).contains(&told))
@@ -427,7 +427,7 @@ pub(crate) fn page(forward: &mut Forward, port: u16) -> Result<(String, String)>
 
 pub(crate) fn serving(cri: &Cri, pod: &Pod) -> Result<()> {
     let id = pod.started(&cri::shell("web", PAGE))?;
-    eventually("the servers listen", 10, || {
+    eventually("the servers listen", || {
         let asked = "wget -q -O- http://127.0.0.1:8080 && wget -q -O- 'http://[::1]:8086'";
         Ok(cri.exec(&id, &["sh", "-c", asked], 5)?.exit_code == 0)
     })
@@ -586,7 +586,7 @@ fn restart_ends_sessions_only(env: &mut Env<'_>) -> Result<()> {
         shell.status().is_err() && attached.status().is_err(),
         "a session outlives podd"
     );
-    eventually("the command has hung up", 5, || Ok(running("sleep 7773") == 0))?;
+    eventually("the command has hung up", || Ok(running("sleep 7773") == 0))?;
     env.podd()?.start_again()?;
     let mut attached = attach(&cri, Dialect::WebSocket, &id, INPUT)?;
     attached.write(b"b\n")?;

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use podd_e2e::PATIENCE;
 use podd_e2e::podd;
 use podd_e2e::{arena, cri};
 use podd_proto::v1 as pb;
@@ -154,7 +154,7 @@ fn tree_of_pods(env: &mut Env<'_>) -> Result<()> {
     let id = pod.started(&cri::shell("c", "sleep 1001 & sleep 1002 & wait"))?;
     let address = pod.address('.')?;
     // A process that was forked and has not executed yet shows the shell's command.
-    eventually("three processes", 10, || {
+    eventually("three processes", || {
         let tree = told(&["pods"])?;
         let ends = |command: &str| tree.lines().any(|line| line.ends_with(command));
         Ok(ends(" sleep 1001") && ends(" sleep 1002") && tree.lines().count() == 5)
@@ -255,7 +255,7 @@ fn processes_of_a_container(env: &mut Env<'_>) -> Result<()> {
             .cloned()
             .unwrap_or_default())
     };
-    eventually("four processes", 10, || Ok(found()?.len() == 4))?;
+    eventually("four processes", || Ok(found()?.len() == 4))?;
     let processes = found()?;
     let busy = &processes[0];
     ensure!(busy["cpuMilli"].as_u64() > Some(100), "{busy}");
@@ -395,7 +395,7 @@ fn what_is_used(env: &mut Env<'_>) -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let lines = Lines::of(child.stdout.take().context("no output")?);
-    let looks = [lines.next(10)?, lines.next(10)?];
+    let looks = [lines.next()?, lines.next()?];
     child.kill()?;
     child.wait()?;
     let times: Vec<Value> = looks
@@ -420,7 +420,7 @@ fn what_happens(env: &mut Env<'_>) -> Result<()> {
     let short = &id[..13];
     let mut found = Vec::new();
     while found.len() < 3 {
-        let line = lines.next(10)?;
+        let line = lines.next()?;
         if line.contains(short) {
             found.push(line);
         }
@@ -487,10 +487,10 @@ impl Lines {
         Self(receiver)
     }
 
-    pub(crate) fn next(&self, seconds: u64) -> Result<String> {
-        match self.0.recv_timeout(Duration::from_secs(seconds)) {
+    pub(crate) fn next(&self) -> Result<String> {
+        match self.0.recv_timeout(PATIENCE) {
             Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => bail!("no line after {seconds} s"),
+            Err(RecvTimeoutError::Timeout) => bail!("no line after {PATIENCE:?}"),
             Err(RecvTimeoutError::Disconnected) => bail!("the output has ended"),
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::pty::{Winsize, openpty};
+use podd_e2e::PATIENCE;
 use podd_e2e::cri;
 use podd_e2e::podd;
 use podd_proto::v1 as pb;
@@ -75,7 +76,7 @@ fn logs_over_a_rotation(env: &mut Env<'_>) -> Result<()> {
     let lines = Lines::of(child.stdout.take().context("no output")?);
     let path = cri::log_path(&pod.config, &config);
     for turn in 0..2 {
-        eventually("some lines", 10, || {
+        eventually("some lines", || {
             Ok(fs::metadata(&path).is_ok_and(|m| m.len() > 2000))
         })?;
         // What the kubelet does to rotate a log.
@@ -86,7 +87,7 @@ fn logs_over_a_rotation(env: &mut Env<'_>) -> Result<()> {
         })?;
     }
     for n in 1..=1500 {
-        equal("line", lines.next(60)?, format!("line {n}"))?;
+        equal("line", lines.next()?, format!("line {n}"))?;
     }
     equal("after the end", child.wait()?.code(), Some(0))?;
     drop(lines);
@@ -168,15 +169,11 @@ fn commands_on_a_terminal(env: &mut Env<'_>) -> Result<()> {
 
     // A signal that ends the tool leaves the terminal as it was, too.
     let mut child = terminal.run(&["exec", "-it", "c", "sleep", "1004"])?;
-    eventually("the terminal is raw", 10, || Ok(terminal.modes()? != before))?;
+    eventually("the terminal is raw", || Ok(terminal.modes()? != before))?;
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
     child.wait()?;
-    eventually(
-        "the terminal is as it was",
-        10,
-        || Ok(terminal.modes()? == before),
-    )?;
+    eventually("the terminal is as it was", || Ok(terminal.modes()? == before))?;
     pod.remove()
 }
 
@@ -277,7 +274,7 @@ impl Terminal {
 
     /// Waits for a text, and forgets what came up to its end.
     fn until(&mut self, text: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(at) = self.seen.find(text) {
                 self.seen.drain(..at + text.len());
@@ -293,7 +290,7 @@ impl Terminal {
 
     /// Writes again and again until the answer comes: sizes and input are streams of their own.
     fn asks(&mut self, question: &str, answer: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             self.write(question)?;
             let wait = Instant::now() + Duration::from_millis(500);

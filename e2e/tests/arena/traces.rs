@@ -42,9 +42,7 @@ fn hex(id: &[u8]) -> String {
 
 /// Waits for `count` spans, and for more that should not come.
 fn spans(collector: &Collector, count: usize) -> Result<Vec<Span>> {
-    eventually(&format!("{count} spans"), 10, || {
-        Ok(collector.spans().len() >= count)
-    })?;
+    eventually(&format!("{count} spans"), || Ok(collector.spans().len() >= count))?;
     Ok(collector.spans().into_iter().map(|(_, span)| span).collect())
 }
 
@@ -123,7 +121,7 @@ fn a_pod_start_is_one_trace(env: &mut Env<'_>) -> Result<()> {
             resource.get("service.name").map(String::as_str),
             Some("podd"),
         )?;
-        eventually("all are counted", 5, || Ok(counted("exported")? >= 14.0))?;
+        eventually("all are counted", || Ok(counted("exported")? >= 14.0))?;
         equal("lost", counted("failed")? + counted("dropped")?, 0.0)?;
         env.cri()?.remove_pod(&pod)?;
         Ok(fs::remove_dir_all(&config.log_directory)?)
@@ -225,11 +223,11 @@ fn what_waits_is_sent_at_the_end(env: &mut Env<'_>) -> Result<()> {
 fn a_dead_collector(env: &mut Env<'_>) -> Result<()> {
     with_config(env, &config(1_000_000), |env| {
         env.pod("untold")?.remove()?;
-        eventually("spans are given up", 10, || Ok(counted("failed")? >= 10.0))?;
+        eventually("spans are given up", || Ok(counted("failed")? >= 10.0))?;
         equal("exported", counted("exported")?, 0.0)?;
         // One that comes later is used.
         let collector = collector()?;
-        eventually("a collector is found", 20, || {
+        eventually("a collector is found", || {
             env.cri()?.version(pb::VersionRequest::default())?;
             Ok(!collector.spans().is_empty())
         })

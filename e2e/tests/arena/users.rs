@@ -133,7 +133,7 @@ fn files_of_the_image(env: &mut Env<'_>) -> Result<()> {
         touch /new && chown 33:33 /new && stat -c '%u:%g %n' /new; echo x >>/etc/passwd; stat -c '%u:%g %n' /etc/passwd; \
         echo '127.0.0.1 me' >>/etc/hosts && rm /etc/group && echo done; sleep 1000";
     let id = pod.started(&shell("c", script))?;
-    crate::case::eventually("the script is done", 10, || {
+    crate::case::eventually("the script is done", || {
         let log = fs::read_to_string(format!("{}/c.log", pod.config.log_directory))?;
         Ok(log.contains("done"))
     })?;

@@ -31,8 +31,8 @@ fn scopes() -> Result<Vec<String>> {
 
 /// systemd collects what is over in its own time. A cgroup that it gave up is in no list of its own.
 fn no_scopes() -> Result<()> {
-    eventually("no scope is left", 60, || Ok(scopes()?.is_empty()))?;
-    eventually("no cgroup of a pod is left", 20, || {
+    eventually("no scope is left", || Ok(scopes()?.is_empty()))?;
+    eventually("no cgroup of a pod is left", || {
         Ok(cgroups_named("/podd-").is_empty())
     })
     .with_context(|| format!("{:?}", cgroups_named("/podd-")))
@@ -267,7 +267,7 @@ pub fn a_scope_stopped_by_hand() -> Result<()> {
     );
     let status = cri.wait_exit(&id)?;
     equal("exit code", status.exit_code, 3)?;
-    eventually("the pod is not ready", 20, || {
+    eventually("the pod is not ready", || {
         Ok(pod.status()?.state() == pb::PodSandboxState::SandboxNotready)
     })?;
     pod.remove()?;
@@ -343,14 +343,14 @@ pub fn podd_killed_while_a_scope_is_made() -> Result<()> {
         asked
             .join()
             .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-        eventually("podd is back", 60, || {
+        eventually("podd is back", || {
             Ok(property("ActiveState")? == "active" && property("MainPID")? != daemon)
         })?;
         let cri = client()?;
         let pods = cri.list_pod_sandbox(pb::ListPodSandboxRequest::default())?.items;
         let mut known: Vec<String> = pods.iter().map(|pod| format!("podd-{}.scope", pod.id)).collect();
         known.sort();
-        eventually("every scope has a pod", 30, || {
+        eventually("every scope has a pod", || {
             let mut now = scopes()?;
             now.sort();
             Ok(now.iter().all(|unit| known.contains(unit)))

@@ -161,7 +161,7 @@ fn whole_lifecycle() -> Result<()> {
         equal(file, found.trim(), expected)?;
     }
     equal("exec", cri.sh(&id, "hostname")?.as_str(), "life\n")?;
-    eventually("the log has the line", 20, || {
+    eventually("the log has the line", || {
         Ok(log_lines(&pod.config, &config)?
             .iter()
             .any(|l| l.content == "begun"))
@@ -220,7 +220,7 @@ fn survives(name: &str, change: impl FnOnce(&str) -> Result<()>) -> Result<()> {
     let id = sleeper(&pod)?;
     let (process, daemon) = (started_at(&cri, &id)?, property("MainPID")?);
     change(&daemon)?;
-    eventually("podd is back", 60, || {
+    eventually("podd is back", || {
         Ok(property("ActiveState")? == "active" && property("MainPID")? != daemon)
     })
     .with_context(journal)?;

@@ -12,6 +12,7 @@ use nix::mount::{MsFlags, mount};
 use super::super::initramfs::MODULES;
 use super::super::job::Job;
 use super::{DISK, write};
+use crate::PATIENCE;
 use crate::arena;
 
 /// Directories of podd and the kubelet that lie on the disk.
@@ -117,7 +118,7 @@ fn load_modules() -> Result<()> {
 
 /// The disk is the only block device; it appears some time after its driver.
 fn mount_disk() -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !Path::new("/dev/vda").exists() {
         if Instant::now() > deadline {
             bail!("no disk");

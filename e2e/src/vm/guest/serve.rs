@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
 
 use super::super::job::{JOB_KEPT, Job};
+use crate::PATIENCE;
 use crate::arena;
 
 /// How long output may still come after the command, from what it left behind.
@@ -99,7 +100,7 @@ fn execute(mut command: Command) -> Result<i32> {
 
 /// Opens the virtio port of this name.
 fn port(name: &str) -> Result<File> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(path) = find_port(name) {
             let opened = OpenOptions::new().write(true).open(&path);
