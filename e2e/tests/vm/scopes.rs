@@ -17,7 +17,7 @@ use tonic::Code;
 
 use crate::case::{Pod, contains, equal, eventually, refused};
 use crate::stats;
-use crate::systemd::{UNIT, cgroups_named, client, kubelet_pod, property, told};
+use crate::systemd::{UNIT, back_after, cgroups_named, client, kubelet_pod, property, told};
 
 /// Units of podd's pods that systemd knows, in whatever state.
 fn scopes() -> Result<Vec<String>> {
@@ -343,9 +343,7 @@ pub fn podd_killed_while_a_scope_is_made() -> Result<()> {
         asked
             .join()
             .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-        eventually("podd is back", || {
-            Ok(property("ActiveState")? == "active" && property("MainPID")? != daemon)
-        })?;
+        back_after(&daemon)?;
         let cri = client()?;
         let pods = cri.list_pod_sandbox(pb::ListPodSandboxRequest::default())?.items;
         let mut known: Vec<String> = pods.iter().map(|pod| format!("podd-{}.scope", pod.id)).collect();
