@@ -154,11 +154,12 @@ fn commands_on_a_terminal(env: &mut Env<'_>) -> Result<()> {
     let mut terminal = Terminal::open(80, 24)?;
     let before = terminal.modes()?;
     // A signal interrupts the shell's read. Control-C is the container's to handle.
-    let script = "trap 'echo caught' INT; stty size; while :; do read l || continue; \
+    let script = "trap 'echo caught' INT; echo up; while :; do read l || continue; \
         case $l in size) stty size;; q) exit 7;; *) echo got $l;; esac; done";
     let mut child = terminal.run(&["exec", "-it", "c", "sh", "-c", script])?;
-    terminal.until("24 80")?;
+    terminal.until("up")?;
     ensure!(terminal.modes()? != before, "the terminal is not raw");
+    terminal.asks("size\r", "24 80")?;
     terminal.resize(123, 45)?;
     terminal.asks("size\r", "45 123")?;
     terminal.asks("a\r", "got a")?;

@@ -16,7 +16,7 @@ use crate::engine::session::{Sink, Source, Stdio, Wanted};
 /// How long a client may take to open the streams that it asked for.
 const STREAMS: Duration = Duration::from_secs(30);
 
-/// How long a command waits for the size of its terminal, which every known client that has one tells first of all.
+/// How long a command waits for the size of its terminal, which kubectl, crictl and podd tell first of all.
 const FIRST_SIZE: Duration = Duration::from_millis(200);
 
 /// How long output may be silent once the process has ended, while something that it left running holds it open.
